@@ -1,0 +1,63 @@
+"""Where an adapter is looked for when none is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from npti_export.errors import NptiError
+
+DEMO_ID = "npti-demo"
+
+
+def adapter_folder_name(base_model_id: str) -> str:
+    """The folder of a base model's adapter.
+
+    >>> adapter_folder_name("org/name")
+    'org--name'
+    """
+    return base_model_id.replace("/", "--")
+
+
+def default_adapter_folder(base_model_id: str) -> Path:
+    """Where ``identify`` writes unless told otherwise: ``adapters/<base model>`` below the working directory."""
+    return Path("adapters") / adapter_folder_name(base_model_id)
+
+
+def cache_folder() -> Path:
+    """The user's own adapters: ``$NPTI_EXPORT_HOME``, else ``npti-export`` in the user's cache."""
+    if home := os.environ.get("NPTI_EXPORT_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "npti-export"
+
+
+def bundled_folder() -> Path:
+    """The bundled adapter of the demo model: in the wheel beside the model, in a checkout in ``adapters/``."""
+    package = Path(__file__).parent.parent
+    in_wheel = package / "demo" / "adapters" / DEMO_ID
+    return in_wheel if in_wheel.is_dir() else package.parent / "adapters" / DEMO_ID
+
+
+def find_adapter(base_model_id: str) -> Path:
+    """The folder of the one adapter that fits a base model.
+
+    Looked for in ``./adapters/<base model>``, then in the user's cache, then, for the demo model, in the package.
+
+    Args:
+        base_model_id: Hub id, or the last component of the model's folder.
+
+    Raises:
+        NptiError: If there is none, or if both of the first two are there.
+    """
+    name = adapter_folder_name(base_model_id)
+    own = [folder / name for folder in (Path("adapters"), cache_folder()) if (folder / name / "config.json").is_file()]
+    if len(own) > 1 and own[0].resolve() != own[1].resolve():
+        raise NptiError(f"Two adapters fit {base_model_id}: {own[0]} and {own[1]}; name one.")
+    if own:
+        return own[0]
+    if base_model_id == DEMO_ID and (bundled_folder() / "config.json").is_file():
+        return bundled_folder()
+    raise NptiError(
+        f"No adapter for {base_model_id} was found in adapters/{name} or {cache_folder() / name}; make one with "
+        f"'npti-export identify --model {base_model_id} --trait openness', or name a folder or Hub repository."
+    )

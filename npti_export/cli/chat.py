@@ -1,0 +1,144 @@
+"""``npti-export chat``: a conversation whose personality can be switched while it runs."""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import Any
+
+import click
+
+from npti_export.cli import loading, options
+from npti_export.errors import NptiError
+
+HELP = "/personality SPEC switches, /reset starts anew, /quit ends."
+
+
+@click.command("chat", epilog="Example: npti-export chat --personality agreeableness-")
+@click.option("--personality", default="neutral", show_default=True, help="Such as openness+ or extraversion-0.5.")
+@options.model
+@options.adapter
+@click.option("--max-new-tokens", type=click.IntRange(1), default=400, show_default=True)
+@options.device
+@options.dtype
+@options.quiet
+def command(
+    personality: str,
+    model_name: str | None,
+    adapter: str | None,
+    max_new_tokens: int,
+    device: str,
+    dtype: str,
+    quiet: bool,
+) -> None:
+    """Talk to a model with a personality; answers stream, and the conversation is kept.
+
+    \b
+    /personality openness-   switch (neutral is off)
+    /reset                   forget the conversation
+    /quit                    end
+    """
+    model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
+
+    from npti_export.steering.personality import load_personality
+
+    with load_personality(model, personality, adapter) as loaded:
+        loading.notice(f"Personality {loaded.spec}. {HELP}", quiet)
+        converse(model, tokenizer, loaded, max_new_tokens, quiet)
+
+
+def converse(model: Any, tokenizer: Any, loaded: Any, max_new_tokens: int, quiet: bool) -> None:
+    """Reads lines from standard input until /quit or its end, and answers them."""
+    history: list[dict[str, str]] = []
+    while True:
+        try:
+            line = click.get_text_stream("stdin").readline() if quiet else _prompt_line()
+        except EOFError:
+            line = ""
+        if not line or line.strip() == "/quit":
+            return
+        line = line.strip()
+        if line == "/reset":
+            history = []
+            loading.notice("The conversation starts anew.", quiet)
+        elif line.startswith("/personality"):
+            try:
+                loaded.set(line.removeprefix("/personality").strip() or "neutral")
+                loading.notice(f"Personality {loaded.spec}.", quiet)
+            except NptiError as error:
+                click.echo(f"Error: {error}", err=True)
+        elif line.startswith("/"):
+            loading.notice(f"There is no command {line.split()[0]}. {HELP}", quiet)
+        elif line:
+            history.append({"role": "user", "content": line})
+            history = fitting(history, tokenizer, model)
+            history.append({"role": "assistant", "content": _answer(model, tokenizer, history, max_new_tokens)})
+
+
+def fitting(history: list[dict[str, str]], tokenizer: Any, model: Any) -> list[dict[str, str]]:
+    """The latest turns that leave a third of the context to the answer, the last question in any case."""
+    from npti_export.identification.answers import context_length
+
+    room = context_length(model) * 2 // 3
+    while len(history) > 1 and len(_ids(history, tokenizer)) > room:
+        history = history[2:]
+    return history
+
+
+def _answer(model: Any, tokenizer: Any, history: list[dict[str, str]], max_new_tokens: int) -> str:
+    """Streams one answer to standard output and returns it."""
+    import torch
+    from transformers import TextIteratorStreamer
+
+    from npti_export.identification.answers import context_length, end_tokens
+
+    ids = torch.tensor([_ids(history, tokenizer)], device=model.device)
+    room = context_length(model) - ids.shape[1]
+    if room < 1:
+        click.echo("Error: the message is longer than the model's context; say it in fewer words.", err=True)
+        return ""
+    ends = sorted(end_tokens(model, tokenizer))
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+    failures: list[BaseException] = []
+
+    def generate() -> None:
+        try:
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.15,
+                max_new_tokens=min(max_new_tokens, room),
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+                eos_token_id=ends or None,
+                streamer=streamer,
+            )
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    worker = Thread(target=generate, daemon=True)
+    worker.start()
+    said = ""
+    for piece in streamer:
+        click.echo(piece, nl=False)
+        said += piece
+    worker.join()
+    click.echo()
+    if failures:
+        raise failures[0]
+    return said.strip()
+
+
+def _ids(history: list[dict[str, str]], tokenizer: Any) -> list[int]:
+    if not tokenizer.chat_template:
+        raise NptiError(f"The tokenizer of {tokenizer.name_or_path} has no chat template, so it is no chat model.")
+    text = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _prompt_line() -> str:
+    click.echo("> ", nl=False, err=True)
+    return click.get_text_stream("stdin").readline()

@@ -1,0 +1,1 @@
+"""Whether steering worked: judges, controls, intervals, and the dose."""

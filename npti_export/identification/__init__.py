@@ -1,0 +1,1 @@
+"""From personas and questions to neurons: elicit → measure → select, in that order."""

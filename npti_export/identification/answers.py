@@ -1,0 +1,193 @@
+"""Batched answers of a chat model: the prompt through its chat template, greedy, left-padded, with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from npti_export.errors import NptiError
+
+Progress = Callable[[int], None]
+"""Told how many more are done."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question to a model, with a persona or without."""
+
+    question: str
+    persona: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Args:
+        text: Without special tokens.
+        token_ids: As generated, the end sign included where the model gave one.
+        finished: Whether it did, or broke off at the largest number of tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded: greedily, so that they can be repeated.
+
+    Args:
+        max_new_tokens: Largest number of tokens; less where the context leaves less.
+        repetition_penalty: Of the transformers processor of that name (identification 1.1, evaluation 1.15 as in the
+            published scripts).
+        batch_size: Rows of one ``generate`` call.
+    """
+
+    max_new_tokens: int
+    repetition_penalty: float
+    batch_size: int = 32
+
+
+def messages_of(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """The chat messages of a prompt; without a system role the persona stands before the question."""
+    if prompt.persona is None:
+        return [{"role": "user", "content": prompt.question}]
+    if has_system_role(tokenizer):
+        return [{"role": "system", "content": prompt.persona}, {"role": "user", "content": prompt.question}]
+    return [{"role": "user", "content": f"{prompt.persona}\n\n{prompt.question}"}]
+
+
+def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template gives a system message a place of its own.
+
+    Some templates refuse one, some leave it out, and some print it as if the assistant had said it.
+    """
+    question = {"role": "user", "content": "q"}
+    try:
+        system = _render(tokenizer, [{"role": "system", "content": "persona"}, question])
+    except Exception:  # a template may raise anything, jinja2's own errors included
+        return False
+    try:
+        assistant = _render(tokenizer, [{"role": "assistant", "content": "persona"}, question])
+    except Exception:
+        assistant = ""
+    return "persona" in system and system != assistant
+
+
+def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt, up to where the answer begins.
+
+    Raises:
+        NptiError: If the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise NptiError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template, so it is no chat model; name one."
+        )
+    text = _render(tokenizer, messages_of(prompt, tokenizer))
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    progress: Progress | None = None,
+    keep: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
+    """Asks a model many questions.
+
+    Args:
+        model: A chat model.
+        tokenizer: Its tokenizer.
+        prompts: What to ask.
+        decoding: How to decode.
+        progress: Called with the number of answers that a batch gave.
+        keep: Called with the place and the answer of each prompt as soon as it is there.
+
+    Returns:
+        The answers in the order of the prompts.
+
+    Raises:
+        NptiError: If a prompt fills the model's context.
+    """
+    encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    # Rows of like length waste least padding; the order within is that of the prompts, so it can be repeated.
+    order = sorted(range(len(prompts)), key=lambda at: len(encoded[at]))
+    answers: list[Answer | None] = [None] * len(prompts)
+    for begin in range(0, len(order), decoding.batch_size):
+        places = order[begin : begin + decoding.batch_size]
+        for place, answer in zip(
+            places, _generate(model, tokenizer, [encoded[at] for at in places], decoding), strict=True
+        ):
+            answers[place] = answer
+            if keep:
+                keep(place, answer)
+        if progress:
+            progress(len(places))
+    return [answer for answer in answers if answer is not None]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer."""
+    configured: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ends = configured if isinstance(configured, list) else [configured]
+    return {int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None}
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Largest number of tokens the model takes."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1)
+
+
+def _generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], decoding: Decoding
+) -> list[Answer]:
+    longest = max(map(len, rows))
+    room = context_length(model) - longest
+    if room < 1:
+        raise NptiError(
+            f"A prompt of {longest} tokens fills the context of {context_length(model)} tokens; shorten the persona or "
+            "the question."
+        )
+    ends = end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        ids[at, longest - len(row) :] = torch.tensor(row)
+        mask[at, longest - len(row) :] = 1
+    with torch.inference_mode():
+        output: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=decoding.repetition_penalty,
+            max_new_tokens=min(decoding.max_new_tokens, room),
+            pad_token_id=pad,
+            eos_token_id=sorted(ends) or None,
+        )
+    return [_cut(row, ends, tokenizer) for row in output[:, longest:].tolist()]
+
+
+def _cut(row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+    length = next((at + 1 for at, token in enumerate(row) if token in ends), None)
+    kept = row if length is None else row[:length]
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), tuple(kept), length is not None)  # type: ignore[union-attr]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    # Reasoning models take enable_thinking; templates that do not know it ignore it.
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return str(text)
