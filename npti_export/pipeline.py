@@ -21,9 +21,9 @@ from npti_export.adapter.find import default_adapter_folder
 from npti_export.adapter.records import Identification, Method, PoleRecord, TraitRecord
 from npti_export.errors import NptiError
 from npti_export.evaluation.calibration import DOSES, calibrate
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.local_judge import FOLDS, LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.identification.answers import Progress
+from npti_export.identification.answers import Decoding, Progress
 from npti_export.identification.elicit import (
     IDENTIFICATION_DECODING,
     Transcript,
@@ -32,9 +32,9 @@ from npti_export.identification.elicit import (
     write_transcripts,
 )
 from npti_export.identification.measure import measure
-from npti_export.identification.select import Halves, select, split_half_reliability
+from npti_export.identification.select import select, split_half_reliability
 from npti_export.steering.sites import Site, describe_base_model, find_sites
-from npti_export.traits import Pole
+from npti_export.traits import TRAIT_NAME, Pole, trait_named
 from npti_export.traits.material import (
     Persona,
     Question,
@@ -113,18 +113,26 @@ def identify(
         NptiError: If the model is not understood, there are too few questions, or the folder holds another base
             model's adapter or cannot be written.
     """
-    names = [traits] if isinstance(traits, str) else list(traits)
+    names = [traits] if isinstance(traits, str) else list(dict.fromkeys(traits))
+    for name in names:
+        if not TRAIT_NAME.fullmatch(name):
+            raise NptiError(f"{name!r} is no name of a trait; small letters, digits and _ are expected.")
     stage = stage or _silent
+    # What would fail late is refused before any work: the model, the material of every trait, the folder.
     sites = find_sites(model)
     base_model = describe_base_model(model, sites)
+    material = {
+        name: _Material.of((questions or _shipped)(name), (personas or _shipped_personas)(name), max_questions, seed)
+        for name in names
+    }
     folder = Path(output) if output is not None else default_adapter_folder(base_model.id)
     adapter = _adapter_in(folder, base_model)
     auc = {}
-    for name in names:
-        asked, held_back = split_questions((questions or _shipped)(name), max_questions, seed)
-        known = (personas or shipped_personas)(name)
-        transcripts = _elicit(model, tokenizer, base_model, asked, known, folder, name, batch_size, seed, stage)
-        record = _select(model, tokenizer, sites, transcripts, name, batch_size, stage)
+    for name, given in material.items():
+        decoding = replace(IDENTIFICATION_DECODING, batch_size=batch_size)
+        partial = _partial_file(folder, name, base_model, model, tokenizer, decoding)
+        with stage(f"{name}: answers in character", len(given.planned)) as progress:
+            transcripts = elicit(model, tokenizer, given.planned, partial, decoding, progress)
         judge = LocalJudge.train(transcripts)
         auc[name] = judge.auc
         if judge.auc < POOR_AUC:
@@ -132,29 +140,18 @@ def identify(
                 f"{name}: the personas' answers can hardly be told apart (AUC {judge.auc:.2f}, expected "
                 f"{POOR_AUC} or more), so the neurons found may mean little; a larger chat model plays them better."
             )
-        identification = Identification(
-            questions_sha256=material_sha256(question.text for question in asked),
-            personas_sha256=material_sha256(persona.text for persona in known),
-            transcripts=len(transcripts),
-            tokens=record.identification.tokens,
-            seed=seed,
-            split_half_reliability=record.identification.split_half_reliability,
-            versions={
-                "npti-export": npti_export.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-        )
-        adapter = adapter.with_trait(replace(record, identification=identification))
-        decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
-        with stage(f"{name}: find the dose", (2 * len(DOSES) + 1) * len(held_back)) as progress:
+        with stage(f"{name}: measure neurons", len(transcripts)) as progress:
+            record = _identified(model, tokenizer, sites, name, given, transcripts, batch_size, seed, progress)
+        adapter = adapter.with_trait(record)
+        with stage(f"{name}: find the dose", (2 * len(DOSES) + 1) * len(given.held_back)) as progress:
+            decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
             adapter = adapter.with_trait(
-                calibrate(model, tokenizer, adapter, name, held_back, judge, decoding, progress)
+                calibrate(model, tokenizer, adapter, name, given.held_back, judge, decoding, progress)
             )
         adapter.save_pretrained(folder)
         write_transcripts(transcripts_file(folder, name), transcripts)
-        for partial in folder.glob(f"transcripts/.{name}.*.partial"):
-            partial.unlink()
+        for done in partial.parent.glob(f".{name}.*.partial"):
+            done.unlink()
     return Identified(adapter, folder, auc)
 
 
@@ -171,85 +168,113 @@ def split_questions(
     Raises:
         NptiError: If there are not enough for both.
     """
+    if max_questions < FOLDS:
+        raise NptiError(f"max_questions is {max_questions}; at least {FOLDS} are needed, the folds of the local judge.")
     distinct = list({question.text: question for question in questions}.values())
     by_facet: dict[str, list[Question]] = {}
     for question in random.Random(f"questions {seed}").sample(distinct, len(distinct)):
         by_facet.setdefault(question.facet, []).append(question)
-    longest = max(map(len, by_facet.values()))
+    longest = max(map(len, by_facet.values()), default=0)
     columns = [facet[at] for at in range(longest) for facet in by_facet.values() if at < len(facet)]
     asked = min(max_questions, len(columns) - HELD_BACK)
-    if asked < 2:
+    if asked < FOLDS:
         raise NptiError(
-            f"There are {len(columns)} different questions; at least {HELD_BACK + 2} are needed, {HELD_BACK} of them to "
-            "find the dose."
+            f"There are {len(columns)} different questions; at least {HELD_BACK + FOLDS} are needed, {HELD_BACK} of "
+            "them to find the dose."
         )
     return columns[:asked], columns[asked : asked + HELD_BACK]
 
 
-def _elicit(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    base_model: BaseModel,
-    asked: list[Question],
-    personas: list[Persona],
+@dataclass(frozen=True)
+class _Material:
+    """What one trait is identified with: each question with its persona, and the questions held back for the dose."""
+
+    planned: list[tuple[Question, Persona]]
+    held_back: list[Question]
+    questions_sha256: str
+    personas_sha256: str
+
+    @staticmethod
+    def of(questions: list[Question], personas: list[Persona], max_questions: int, seed: int) -> _Material:
+        asked, held_back = split_questions(questions, max_questions, seed)
+        return _Material(
+            plan(asked, personas, seed),
+            held_back,
+            material_sha256(question.text for question in asked),
+            material_sha256(persona.text for persona in personas),
+        )
+
+
+def _partial_file(
     folder: Path,
     name: str,
-    batch_size: int,
-    seed: int,
-    stage: Stage,
-) -> list[Transcript]:
-    planned = plan(asked, personas, seed)
-    decoding = replace(IDENTIFICATION_DECODING, batch_size=batch_size)
-    # Answers of a run that was broken off are taken up again only if model and decoding are the same.
-    same = hashlib.sha256(f"{base_model} {decoding.max_new_tokens} {decoding.repetition_penalty}".encode()).hexdigest()
-    partial = folder / "transcripts" / f".{name}.{same[:12]}.partial"
-    with stage(f"{name}: answers in character", len(planned)) as progress:
-        return elicit(model, tokenizer, planned, partial, decoding, progress)
+    base_model: BaseModel,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: Decoding,
+) -> Path:
+    """Where answers are kept until the trait is done; another name wherever they could come out otherwise."""
+    decides = f"{base_model} {model.dtype} {model.device.type} {decoding} {tokenizer.chat_template}"
+    return folder / "transcripts" / f".{name}.{hashlib.sha256(decides.encode()).hexdigest()[:12]}.partial"
 
 
-def _select(
+def _identified(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sites: Sequence[Site],
-    transcripts: list[Transcript],
     name: str,
+    given: _Material,
+    transcripts: Sequence[Transcript],
     batch_size: int,
-    stage: Stage,
+    seed: int,
+    progress: Progress,
 ) -> TraitRecord:
-    statistics = {}
-    with stage(f"{name}: measure neurons", len(transcripts)) as progress:
-        for pole in Pole:
-            of_pole = [transcript for transcript in transcripts if transcript.pole is pole]
-            halves = [measure(model, tokenizer, sites, of_pole[start::2], batch_size, progress) for start in (0, 1)]
-            statistics[pole] = Halves(*halves)
-    whole = {pole: halves.whole for pole, halves in statistics.items()}
+    """Measures and selects: the trait with the neurons of both poles, at a dose that is still to be found."""
+    statistics, halves = {}, {}
+    for pole in Pole:
+        of_pole = [transcript for transcript in transcripts if transcript.pole is pole]
+        # Every other question makes a half, the same questions at both poles.
+        half = [measure(model, tokenizer, sites, of_pole[start::2], batch_size, progress) for start in (0, 1)]
+        halves[pole] = [measured.probability for measured in half]
+        statistics[pole] = half[0] + half[1]
+    deltas = [high - low for high, low in zip(halves[Pole.HIGH], halves[Pole.LOW], strict=True)]
     method = Method()
-    poles = {
-        pole: PoleRecord(
-            neurons=select(whole[pole], whole[pole.opposite], method, START_GAMMA), gamma=START_GAMMA, method=method
-        )
-        for pole in Pole
-    }
-    for pole, record in poles.items():
-        if not len(record.neurons):
-            raise NptiError(f"{name}: no neuron fires more at the {pole} pole; the personas made no difference.")
-    found = Identification(
-        tokens={str(pole): whole[pole].tokens for pole in Pole},
-        split_half_reliability=round(split_half_reliability(statistics), 6),
+    poles = {}
+    for pole in Pole:
+        neurons = select(statistics[pole], statistics[pole.opposite], method, START_GAMMA)
+        if not len(neurons):
+            raise NptiError(
+                f"{name}: no neuron fires more at the {pole} pole, so the personas made no difference; use other "
+                "personas or a larger chat model."
+            )
+        poles[pole] = PoleRecord(neurons, START_GAMMA, method)
+    identification = Identification(
+        questions_sha256=given.questions_sha256,
+        personas_sha256=given.personas_sha256,
+        transcripts=len(transcripts),
+        tokens={str(pole): measured.tokens for pole, measured in statistics.items()},
+        seed=seed,
+        split_half_reliability=round(split_half_reliability(*deltas), 6),
+        versions={
+            "npti-export": npti_export.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     )
-    return TraitRecord(name, poles, found)
+    return TraitRecord(name, poles, identification)
 
 
 def _adapter_in(folder: Path, base_model: BaseModel) -> PersonalityAdapter:
-    """The adapter that the folder holds, or an empty one; refuses before any work is done what would fail after it."""
+    """The adapter that the folder holds, or an empty one."""
+    adapter = PersonalityAdapter(base_model, {})
     if (folder / "config.json").exists():
         there = read_base_model(folder)
-        if (there.id, there.fingerprint) != (base_model.id, base_model.fingerprint):
+        if replace(there, revision=base_model.revision) != base_model:
             raise NptiError(
-                f"{folder} holds an adapter for {there.id} with other weights than this {base_model.id}; choose "
-                "another --output, or remove that adapter."
+                f"{folder} holds the adapter of another base model ({_named(there)}) than this one "
+                f"({_named(base_model)}); choose another --output, or remove that adapter."
             )
-        return PersonalityAdapter.from_pretrained(folder)
+        adapter = PersonalityAdapter.from_pretrained(folder)
     probe = folder / ".write"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,11 +282,19 @@ def _adapter_in(folder: Path, base_model: BaseModel) -> PersonalityAdapter:
         probe.unlink()
     except OSError as error:
         raise NptiError(f"{folder} cannot be written ({error.strerror}); choose another --output.") from None
-    return PersonalityAdapter(base_model, {})
+    return adapter
+
+
+def _named(model: BaseModel) -> str:
+    return f"{model.id}, {model.num_neurons} neurons, weights {(model.fingerprint or 'unknown')[:12]}"
+
+
+def _shipped_personas(trait: str) -> list[Persona]:
+    return shipped_personas(trait_named(trait).name)
 
 
 def _shipped(trait: str) -> list[Question]:
-    return shipped_questions(trait, "identification")
+    return shipped_questions(trait_named(trait).name, "identification")
 
 
 def _silent(_what: str, _steps: int) -> AbstractContextManager[Progress]:

@@ -14,11 +14,10 @@ from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.records import DosePoint, Identification, Method, PoleRecord
 from npti_export.errors import NptiError
 from npti_export.traits import TRAIT_NAME, Pole
+from npti_export.traits.spec import NEUTRAL_NAME
 
 FORMAT_VERSION = 1
 LIBRARY_NAME = "npti-export"
-MAX_CONFIG_BYTES = 16_000_000
-"""A config larger than this is no adapter's: one of 200 layers and 100 traits stays under a megabyte."""
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -97,7 +96,7 @@ class IdentificationFields(_Strict):
     questions_sha256: Digest | Literal[""]
     personas_sha256: Digest | Literal[""]
     transcripts: Count
-    tokens: dict[Literal["high", "low"], int]
+    tokens: dict[Literal["high", "low"], Annotated[int, Field(ge=0)]]
     seed: int
     split_half_reliability: Finite | None
     versions: dict[str, str]
@@ -128,9 +127,16 @@ def canonical_json(value: Any) -> str:
 
 
 def write_config(config: dict[str, Any]) -> bytes:
-    """The bytes of config.json: sorted keys, two spaces, one line feed at the end, its own hash filled in."""
-    empty = _pretty({**config, "config_sha256": ""})
-    return _pretty({**config, "config_sha256": hashlib.sha256(empty).hexdigest()})
+    """The bytes of config.json: sorted keys, two spaces, one line feed at the end, its own hash filled in.
+
+    Raises:
+        NptiError: If it holds what JSON cannot, for example a score that is NaN.
+    """
+    try:
+        empty = _pretty({**config, "config_sha256": ""})
+        return _pretty({**config, "config_sha256": hashlib.sha256(empty).hexdigest()})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NptiError(f"An adapter's config holds what JSON cannot ({error}).") from None
 
 
 def read_config(data: bytes, where: str) -> ConfigFields:
@@ -149,18 +155,25 @@ def read_config(data: bytes, where: str) -> ConfigFields:
         raise NptiError(f"{where} is no JSON ({error}); fetch or identify the adapter again.") from None
     if not isinstance(raw, dict) or raw.get("library_name") != LIBRARY_NAME:
         raise NptiError(f"{where} is not the config of a personality adapter (library_name is not {LIBRARY_NAME}).")
-    if raw.get("format_version") != FORMAT_VERSION:
+    version = raw.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise NptiError(
-            f"{where} has format version {raw.get('format_version')!r}; this release reads version {FORMAT_VERSION}: "
+            f"{where} has format version {str(version)[:20]}; this release reads version {FORMAT_VERSION}: "
             "update npti-export."
         )
     try:
         config = ConfigFields.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise NptiError(f"{where} is no JSON that an adapter holds ({first['msg']}).") from None
         field = ".".join(map(str, first["loc"]))
         raise NptiError(f"{where}: field {field}: {first['msg']} (found {str(first['input'])[:80]!r}).") from None
-    if write_config(raw) != data:
+    try:
+        rewritten = write_config(raw)
+    except NptiError as error:
+        raise NptiError(f"{where}: {error}") from None
+    if rewritten != data:
         raise NptiError(f"{where} was changed after it was written (config_sha256 does not agree with its content).")
     if len(config.base_model.neurons_per_layer) != config.base_model.num_layers:
         raise NptiError(
@@ -168,6 +181,8 @@ def read_config(data: bytes, where: str) -> ConfigFields:
             f"{config.base_model.num_layers} layers."
         )
     for name, trait in config.traits.items():
+        if name == NEUTRAL_NAME:
+            raise NptiError(f"{where}: a trait is called {name!r}, which stands for no personality at all.")
         if trait.file != f"{name}.safetensors":
             raise NptiError(f"{where}: the file of {name} is {trait.file!r}, expected '{name}.safetensors'.")
         if set(trait.poles) != set(Pole):
@@ -190,23 +205,23 @@ def method_to_json(method: Method) -> dict[str, Any]:
     """The field ``method`` of a pole."""
     return {
         "name": method.name,
-        "min_difference": method.min_difference,
-        "percentile": method.percentile,
-        "shift": {"kind": "sigmoid", "steepness": method.steepness, "midpoint": method.midpoint},
+        "min_difference": float(method.min_difference),
+        "percentile": float(method.percentile),
+        "shift": {"kind": "sigmoid", "steepness": float(method.steepness), "midpoint": float(method.midpoint)},
     }
 
 
 def pole_to_json(pole: PoleRecord) -> dict[str, Any]:
-    """One pole of a trait."""
+    """One pole of a trait; 1 is written as 1.0, as it will be read."""
     return {
         "neurons": len(pole.neurons),
-        "gamma": pole.gamma,
+        "gamma": float(pole.gamma),
         "calibrated": pole.calibrated,
         "caps": pole.caps,
         "positions": pole.positions,
-        "dropout": pole.dropout,
+        "dropout": float(pole.dropout),
         "method": method_to_json(pole.method),
-        "dose_curve": [asdict(point) for point in pole.dose_curve],
+        "dose_curve": [{name: float(number) for name, number in asdict(point).items()} for point in pole.dose_curve],
         "scores": pole.scores,
     }
 

@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     """The user's own adapters: ``$NPTI_EXPORT_HOME``, else ``npti-export`` in the user's cache."""
     if home := os.environ.get("NPTI_EXPORT_HOME"):
         return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "npti-export"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npti-export"
 
 
 def bundled_folder() -> Path:

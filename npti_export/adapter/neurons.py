@@ -75,7 +75,7 @@ class NeuronSet:
         Raises:
             NptiError: With what was found and what was expected.
         """
-        n = len(self.layer)
+        n = self.layer.size  # not len(): a foreign file may hold a scalar
         for name, array in self.arrays().items():
             if array.dtype != DTYPES[name] or array.shape != (n,):
                 raise NptiError(

@@ -12,8 +12,6 @@ from npti_export.adapter.neurons import NeuronSet
 from npti_export.traits import Pole
 
 Caps = Literal["opposite", "none"]
-POSITIONS = ("generated", "answer", "all", "last_prompt+generated")
-METHODS = ("npti", "mean-shift", "residual", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Method:
     """How the neurons of a pole were chosen and how their shift is made (paper, section 3 and equation 4).
 
     Args:
-        name: ``npti`` is the paper's; the others are of later issues of the format's users.
+        name: Which rule chose and moves the neurons; ``npti``, the paper's, is the one that this release knows.
         min_difference: Smallest delta of a chosen neuron.
         percentile: Which percentile of the pole's own activations is the target.
         steepness: Of the sigmoid that weighs a neuron by its delta.
@@ -40,11 +38,13 @@ class Method:
     def weight(self, delta: NDArray[Any]) -> NDArray[np.float64]:
         """f(|δ|) of equation 4, float64 of the shape of ``delta``."""
         distance = np.abs(delta.astype(np.float64)) - self.midpoint
-        return np.asarray(1.0 / (1.0 + np.exp(-self.steepness * distance)))
+        with np.errstate(over="ignore"):  # exp(large) is inf, and 1 / inf the 0 that is meant
+            return np.asarray(1.0 / (1.0 + np.exp(-self.steepness * distance)))
 
     def shift(self, gamma: float, target: NDArray[np.float32], delta: NDArray[np.float32]) -> NDArray[np.float32]:
         """γ · target · f(|δ|), computed in float64 and rounded once, float32 of the shape of ``target``."""
-        return (gamma * target.astype(np.float64) * self.weight(delta)).astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is inf, which readers and writers refuse
+            return (gamma * target.astype(np.float64) * self.weight(delta)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Thread
+import sys
 from typing import Any
 
 import click
@@ -50,28 +50,41 @@ def converse(model: Any, tokenizer: Any, loaded: Any, max_new_tokens: int, quiet
     """Reads lines from standard input until /quit or its end, and answers them."""
     history: list[dict[str, str]] = []
     while True:
-        try:
-            line = click.get_text_stream("stdin").readline() if quiet else _prompt_line()
-        except EOFError:
-            line = ""
+        if not quiet:
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
         if not line or line.strip() == "/quit":
             return
-        line = line.strip()
-        if line == "/reset":
-            history = []
-            loading.notice("The conversation starts anew.", quiet)
-        elif line.startswith("/personality"):
-            try:
-                loaded.set(line.removeprefix("/personality").strip() or "neutral")
-                loading.notice(f"Personality {loaded.spec}.", quiet)
-            except NptiError as error:
-                click.echo(f"Error: {error}", err=True)
-        elif line.startswith("/"):
-            loading.notice(f"There is no command {line.split()[0]}. {HELP}", quiet)
-        elif line:
-            history.append({"role": "user", "content": line})
-            history = fitting(history, tokenizer, model)
-            history.append({"role": "assistant", "content": _answer(model, tokenizer, history, max_new_tokens)})
+        try:
+            history = _turn(model, tokenizer, loaded, history, line.strip(), max_new_tokens, quiet)
+        except NptiError as error:
+            click.echo(f"Error: {error}", err=True)
+
+
+def _turn(
+    model: Any,
+    tokenizer: Any,
+    loaded: Any,
+    history: list[dict[str, str]],
+    line: str,
+    max_new_tokens: int,
+    quiet: bool,
+) -> list[dict[str, str]]:
+    """Does what one line asks for and returns the conversation after it."""
+    word, _, rest = line.partition(" ")
+    if word == "/reset":
+        loading.notice("The conversation starts anew.", quiet)
+        return []
+    if word == "/personality":
+        loaded.set(rest.strip() or "neutral")
+        loading.notice(f"Personality {loaded.spec}.", quiet)
+    elif word.startswith("/"):
+        loading.notice(f"There is no command {word}. {HELP}", quiet)
+    elif line:
+        asked = fitting([*history, {"role": "user", "content": line}], tokenizer, model)
+        answer = _answer(model, tokenizer, asked, max_new_tokens)
+        return [*asked, {"role": "assistant", "content": answer}]
+    return history
 
 
 def fitting(history: list[dict[str, str]], tokenizer: Any, model: Any) -> list[dict[str, str]]:
@@ -87,49 +100,30 @@ def fitting(history: list[dict[str, str]], tokenizer: Any, model: Any) -> list[d
 def _answer(model: Any, tokenizer: Any, history: list[dict[str, str]], max_new_tokens: int) -> str:
     """Streams one answer to standard output and returns it."""
     import torch
-    from transformers import TextIteratorStreamer
+    from transformers import TextStreamer
 
     from npti_export.identification.answers import context_length, end_tokens
 
     ids = torch.tensor([_ids(history, tokenizer)], device=model.device)
     room = context_length(model) - ids.shape[1]
     if room < 1:
-        click.echo("Error: the message is longer than the model's context; say it in fewer words.", err=True)
-        return ""
+        raise NptiError("The message is longer than the model's context; say it in fewer words.")
     ends = sorted(end_tokens(model, tokenizer))
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[no-untyped-call]
-    failures: list[BaseException] = []
-
-    def generate() -> None:
-        try:
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.15,
-                max_new_tokens=min(max_new_tokens, room),
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
-                eos_token_id=ends or None,
-                streamer=streamer,
-            )
-        except BaseException as error:
-            failures.append(error)
-            streamer.end()
-
-    worker = Thread(target=generate, daemon=True)
-    worker.start()
-    said = ""
-    for piece in streamer:
-        click.echo(piece, nl=False)
-        said += piece
-    worker.join()
-    click.echo()
-    if failures:
-        raise failures[0]
-    return said.strip()
+    streamer: Any = TextStreamer
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.15,
+        max_new_tokens=min(max_new_tokens, room),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+        eos_token_id=ends or None,
+        streamer=streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+    )
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def _ids(history: list[dict[str, str]], tokenizer: Any) -> list[int]:
@@ -137,8 +131,3 @@ def _ids(history: list[dict[str, str]], tokenizer: Any) -> list[int]:
         raise NptiError(f"The tokenizer of {tokenizer.name_or_path} has no chat template, so it is no chat model.")
     text = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _prompt_line() -> str:
-    click.echo("> ", nl=False, err=True)
-    return click.get_text_stream("stdin").readline()

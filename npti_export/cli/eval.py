@@ -146,8 +146,8 @@ def make_judge(
     found = [transcript for transcript in read_transcripts(path) if transcript.trait == trait]
     if not found:
         raise NptiError(
-            f"The local judge learns from transcripts of identification, and {path} holds none for {trait}; name a file "
-            "with --transcripts, or use --judge openai:MODEL."
+            f"The local judge learns from transcripts of identification, and {path} holds none for {trait}; name a "
+            "file with --transcripts, or use --judge openai:MODEL."
         )
     return LocalJudge.train(found)
 

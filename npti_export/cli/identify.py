@@ -98,7 +98,8 @@ def command(
         return
     for row in rows:
         click.echo(
-            f"{row['personality']:20} {row['neurons']:6} neurons   gamma {row['gamma']:<4}   effect {row['effect']:+.2f} "
-            f"at {row['fluency']:.2f}x perplexity   reliability {row['reliability']:.3f}   judge AUC {row['judge_auc']:.3f}"
+            f"{row['personality']:20} {row['neurons']:6} neurons   gamma {row['gamma']:<4}   "
+            f"effect {row['effect']:+.2f} at {row['fluency']:.2f}x perplexity   "
+            f"reliability {row['reliability']:.3f}   judge AUC {row['judge_auc']:.3f}"
         )
     click.echo(f"Written to {found.folder}")

@@ -40,7 +40,7 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
 
     from npti_export.demo import DEMO_MODEL
 
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     _show_warnings_as_notices(quiet)
     if name is None:
@@ -52,9 +52,9 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
         raise NptiError(f"There is no model folder {name}; give a folder with a config.json, or a Hub id.")
     chosen: Any = "auto" if dtype == "auto" and where.type != "cpu" else getattr(torch, dtype, torch.float32)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)  # type: ignore[no-untyped-call]
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=chosen)
-        model = model.to(where)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=chosen)
+        model.to(where)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NptiError(f"The model {name} cannot be loaded ({reason}).") from None

@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Put an adapter on the Hugging Face Hub: config, tensors and model card, nothing else.
 
-    ADAPTER is its folder; without it the one made for the model is looked for. Log in first with 'hf auth login', or set
-    HF_TOKEN.
+    ADAPTER is its folder; without it the one made for the model is looked for. Log in first with 'hf auth login', or
+    set HF_TOKEN.
     """
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import DEMO_ID, find_adapter

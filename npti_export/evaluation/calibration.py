@@ -1,4 +1,8 @@
-"""The dose of a pole: the γ with the largest effect that fluency allows, on questions held back from identification."""
+"""The dose of a pole: the γ with the largest effect that fluency allows, on questions held back from identification.
+
+Effect is the mean paired change of the judge's score in the pole's direction. Fluency is the perplexity ratio: exp of
+the mean rise, over questions, of the answer's NLL a token under the unsteered model without persona.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
@@ -13,7 +18,7 @@ from npti_export.adapter.records import DosePoint, PoleRecord, TraitRecord
 from npti_export.evaluation.fluency import answer_nll
 from npti_export.evaluation.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.identification.answers import Decoding, Progress, Prompt, generate_answers
+from npti_export.identification.answers import Answer, Decoding, Progress, Prompt, generate_answers
 from npti_export.steering.personality import load_personality
 from npti_export.traits import PersonalitySpec, Pole, Term
 from npti_export.traits.material import Question
@@ -48,13 +53,16 @@ def calibrate(
 
     Returns:
         The trait with dose, shifts and dose curve of both poles. Where no dose stays within the budget, the one that
-        costs least is taken.
+        costs least is taken; of equal effects the smaller dose.
+
+    Raises:
+        NptiError: If the judge was trained on answers to one of the questions.
     """
     texts = [question.text for question in questions]
     prompts = [Prompt(text) for text in texts]
     base_answers = generate_answers(model, tokenizer, prompts, decoding, progress)
-    base_nll = answer_nll(model, tokenizer, texts, base_answers)
-    base_score = judge.scores([answer.text for answer in base_answers])
+    base_nll = answer_nll(model, tokenizer, texts, base_answers, decoding.batch_size)
+    base_score = _scores(judge, texts, base_answers)
     record = adapter.traits[trait]
     calibrated = {}
     for pole in Pole:
@@ -63,9 +71,8 @@ def calibrate(
             dosed = adapter.with_trait(_with_pole(record, pole, with_dose(record.poles[pole], gamma)))
             with load_personality(model, PersonalitySpec((Term(trait, pole),)), dosed):
                 answers = generate_answers(model, tokenizer, prompts, decoding, progress)
-            change = judge.scores([answer.text for answer in answers]) - base_score
-            effect = float(np.mean(change)) * (1 if pole is Pole.HIGH else -1)
-            cost = float(np.mean(answer_nll(model, tokenizer, texts, answers) - base_nll))
+            effect = float(np.mean(_scores(judge, texts, answers) - base_score)) * (1 if pole is Pole.HIGH else -1)
+            cost = float(np.mean(answer_nll(model, tokenizer, texts, answers, decoding.batch_size) - base_nll))
             curve.append(DosePoint(gamma, round(effect, 4), round(float(np.exp(cost)), 4)))
         chosen = best_dose(curve)
         dosed_record = with_dose(record.poles[pole], chosen.gamma)
@@ -90,6 +97,11 @@ def with_dose(record: PoleRecord, gamma: float) -> PoleRecord:
     neurons = record.neurons
     shift = record.method.shift(gamma, neurons.target, neurons.delta)
     return replace(record, gamma=gamma, neurons=replace(neurons, shift=shift))
+
+
+def _scores(judge: LocalJudge, questions: Sequence[str], answers: Sequence[Answer]) -> NDArray[np.float64]:
+    judgements = judge.judge(questions, [answer.text for answer in answers])
+    return np.array([judgement.score for judgement in judgements], dtype=np.float64)
 
 
 def _with_pole(record: TraitRecord, pole: Pole, changed: PoleRecord) -> TraitRecord:

@@ -1,4 +1,9 @@
-"""Fluency: how likely answers are under the unsteered model, without persona."""
+"""Fluency: how likely answers are under the unsteered model, without persona.
+
+An answer's NLL is the mean over its own tokens, so that answers count alike whatever their length; the end sign is one
+of them where the model gave one, because ending too soon or never is a loss of fluency too. A ratio of perplexities is
+exp of a mean difference of NLLs, that is the geometric mean of the answers' ratios.
+"""
 
 from __future__ import annotations
 

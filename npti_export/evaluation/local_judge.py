@@ -51,7 +51,7 @@ class LocalJudge:
             transcripts: From identification, at least five questions.
 
         Raises:
-            NptiError: If a pole is missing or there are too few questions.
+            NptiError: If a pole is missing, there are too few questions, or the answers hold no words.
         """
         answers = [transcript.answer for transcript in transcripts]
         high = np.array([transcript.pole is Pole.HIGH for transcript in transcripts])
@@ -60,6 +60,11 @@ class LocalJudge:
             raise NptiError(
                 f"The local judge needs answers of both poles to at least {FOLDS} questions; "
                 f"{len(transcripts)} transcripts to {len(set(questions))} questions were found."
+            )
+        if not any(map(new_classifier()[0].build_analyzer(), answers)):
+            raise NptiError(
+                f"The local judge needs words to go by, and none of the {len(answers)} answers holds one; use a model "
+                "that answers."
             )
         folds = GroupKFold(FOLDS)
         scores = cross_val_predict(new_classifier(), answers, high, groups=questions, cv=folds, method="predict_proba")

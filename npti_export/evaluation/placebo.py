@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from npti_export.adapter.adapter import PersonalityAdapter
-from npti_export.adapter.neurons import NeuronSet
 from npti_export.traits import Pole
 
 
@@ -15,7 +14,7 @@ def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> Personalit
     """The adapter with the neurons of one trait exchanged for random ones of the same layers.
 
     Neurons that belong to neither pole are taken as long as a layer has enough of them, so that the placebo does not
-    steer by accident; targets, shifts and deltas stay the same values.
+    steer by accident, and the poles share none, as in the adapter; targets, shifts and deltas stay the same values.
 
     Args:
         adapter: The adapter.
@@ -24,21 +23,17 @@ def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> Personalit
     """
     record = adapter.traits[trait]
     rng = np.random.default_rng(seed)
-    widths = [layer.dense for layer in adapter.base_model.neurons_per_layer]
-    chosen = {(int(layer), int(at)) for pole in Pole for layer, at in _pairs(record.poles[pole].neurons)}
-    poles = {}
-    for pole, pole_record in record.poles.items():
-        neurons = pole_record.neurons
-        index = neurons.index.copy()
-        for layer in np.unique(neurons.layer):
-            where = np.flatnonzero(neurons.layer == layer)
-            order = rng.permutation(widths[layer])
-            strangers = [at for at in order if (int(layer), int(at)) not in chosen]
-            others = [at for at in order if (int(layer), int(at)) in chosen]
-            index[where] = np.sort((strangers + others)[: len(where)])
-        poles[pole] = replace(pole_record, neurons=replace(neurons, index=index))
+    index = {pole: record.poles[pole].neurons.index.copy() for pole in Pole}
+    for layer, neurons in enumerate(adapter.base_model.neurons_per_layer):
+        places = {pole: np.flatnonzero(record.poles[pole].neurons.layer == layer) for pole in Pole}
+        chosen = np.isin(np.arange(neurons.dense), np.concatenate([index[pole][places[pole]] for pole in Pole]))
+        order = rng.permutation(neurons.dense)
+        order = np.concatenate([order[~chosen[order]], order[chosen[order]]])
+        for pole in Pole:
+            drawn, order = np.split(order, [len(places[pole])])
+            index[pole][places[pole]] = np.sort(drawn)
+    poles = {
+        pole: replace(of_pole, neurons=replace(of_pole.neurons, index=index[pole]))
+        for pole, of_pole in record.poles.items()
+    }
     return adapter.with_trait(replace(record, poles=poles))
-
-
-def _pairs(neurons: NeuronSet) -> list[tuple[int, int]]:
-    return list(zip(neurons.layer.tolist(), neurons.index.tolist(), strict=True))

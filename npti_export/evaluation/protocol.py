@@ -117,6 +117,8 @@ def evaluate(
 ) -> Report:
     """Asks the same questions under every condition and scores the answers.
 
+    A judgement that failed is left out of the mean and of the difference, and counted; it is never given a score.
+
     Args:
         model: The base model, unsteered.
         tokenizer: Its tokenizer.
@@ -128,13 +130,21 @@ def evaluate(
         decoding: How answers are decoded.
         seed: Decides placebo neurons, drawn personas and bootstrap resamples.
         progress: Told how many more answers are there, of ``4 · questions``.
+
+    Raises:
+        NptiError: If the adapter does not hold the trait, there is no persona of the pole or no question, or the judge
+            gave no score under some condition.
     """
+    spec = adapter.personality(PersonalitySpec((term,)))
     texts = [question.text for question in questions]
     rng = random.Random(f"prompt {seed}")
     of_pole = [persona.text for persona in personas if persona.pole is term.pole]
+    if not texts or not of_pole:
+        raise NptiError(
+            f"{spec}: {len(texts)} questions and {len(of_pole)} personas of its pole were given; both are needed."
+        )
     plain = [Prompt(text) for text in texts]
     prompted = [Prompt(text, rng.choice(of_pole)) for text in texts]
-    spec = PersonalitySpec((term,))
     placebo = placebo_of(adapter, term.trait, seed)
     asks: dict[str, tuple[list[Prompt], PersonalityAdapter | None]] = {
         UNSTEERED: (plain, None),
@@ -146,7 +156,9 @@ def evaluate(
     for condition, (prompts, steering) in asks.items():
         with load_personality(model, spec, steering) if steering else nullcontext():
             answers[condition] = generate_answers(model, tokenizer, prompts, decoding, progress)
-    nll = {condition: answer_nll(model, tokenizer, texts, said) for condition, said in answers.items()}
+    nll = {
+        condition: answer_nll(model, tokenizer, texts, said, decoding.batch_size) for condition, said in answers.items()
+    }
     judged = {condition: judge.judge(texts, [answer.text for answer in said]) for condition, said in answers.items()}
     results = {condition: _result(condition, answers, judged, nll, term.pole, seed) for condition in CONDITIONS}
     auc = getattr(judge, "auc", None)

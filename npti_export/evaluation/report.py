@@ -13,7 +13,7 @@ COLUMNS = ("personality", "condition", "score", "effect in its direction [95 %]"
 
 def table_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     """One row a personality and condition, in the order of ``COLUMNS``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for report in reports:
         for result in report.results.values():
             fluency = result.fluency
@@ -35,7 +35,8 @@ def judge_line(report: Report) -> str:
     """Which judge scored, on which scale, and how good it is where that is known."""
     low, high = report.scale
     known = "" if report.auc is None else f", cross-validated AUC {report.auc:.3f}"
-    return f"Judge {report.judge}, {low:g} to {high:g}{known}; {len(report.questions)} questions; bootstrap over questions."
+    asked = f"{len(report.questions)} questions; bootstrap over questions"
+    return f"Judge {report.judge}, {low:g} to {high:g}{known}; {asked}."
 
 
 def to_markdown(reports: Sequence[Report]) -> str:

@@ -43,7 +43,7 @@ class Decoding:
     """How answers are decoded: greedily, so that they can be repeated.
 
     Args:
-        max_new_tokens: Largest number of tokens; less where the context leaves less.
+        max_new_tokens: Largest number of tokens; less where the context leaves less behind the batch's longest prompt.
         repetition_penalty: Of the transformers processor of that name (identification 1.1, evaluation 1.15 as in the
             published scripts).
         batch_size: Rows of one ``generate`` call.
@@ -69,15 +69,16 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
     Some templates refuse one, some leave it out, and some print it as if the assistant had said it.
     """
     question = {"role": "user", "content": "q"}
+    mark = "npti persona"  # no default system prompt holds it
     try:
-        system = _render(tokenizer, [{"role": "system", "content": "persona"}, question])
+        system = _render(tokenizer, [{"role": "system", "content": mark}, question])
     except Exception:  # a template may raise anything, jinja2's own errors included
         return False
     try:
-        assistant = _render(tokenizer, [{"role": "assistant", "content": "persona"}, question])
+        assistant = _render(tokenizer, [{"role": "assistant", "content": mark}, question])
     except Exception:
         assistant = ""
-    return "persona" in system and system != assistant
+    return mark in system and system != assistant
 
 
 def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -100,7 +101,6 @@ def generate_answers(
     prompts: Sequence[Prompt],
     decoding: Decoding,
     progress: Progress | None = None,
-    keep: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
     """Asks a model many questions.
 
@@ -110,29 +110,44 @@ def generate_answers(
         prompts: What to ask.
         decoding: How to decode.
         progress: Called with the number of answers that a batch gave.
-        keep: Called with the place and the answer of each prompt as soon as it is there.
 
     Returns:
         The answers in the order of the prompts.
 
     Raises:
-        NptiError: If a prompt fills the model's context.
+        NptiError: If a prompt fills the model's context; nothing has been asked then.
     """
     encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    # Rows of like length waste least padding; the order within is that of the prompts, so it can be repeated.
-    order = sorted(range(len(prompts)), key=lambda at: len(encoded[at]))
-    answers: list[Answer | None] = [None] * len(prompts)
-    for begin in range(0, len(order), decoding.batch_size):
-        places = order[begin : begin + decoding.batch_size]
-        for place, answer in zip(
-            places, _generate(model, tokenizer, [encoded[at] for at in places], decoding), strict=True
-        ):
-            answers[place] = answer
-            if keep:
-                keep(place, answer)
+    check_room(model, encoded)
+    answers: dict[int, Answer] = {}
+    for places in batches_of(encoded, decoding.batch_size):
+        said = _generate(model, tokenizer, [encoded[at] for at in places], decoding)
+        answers.update(zip(places, said, strict=True))
         if progress:
             progress(len(places))
-    return [answer for answer in answers if answer is not None]
+    return [answers[at] for at in range(len(prompts))]
+
+
+def batches_of(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Places of the rows that are worked on at once: rows of like length, which waste least padding.
+
+    The same rows give the same batches, and a batch taken by itself is one batch again.
+
+    >>> batches_of([[1, 2, 3], [1], [1, 2]], 2)
+    [[1, 2], [0]]
+    """
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+
+
+def check_room(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+    """Refuses prompts that leave no room for an answer, before anything is asked."""
+    longest = max(map(len, rows), default=0)
+    if longest >= context_length(model):
+        raise NptiError(
+            f"A prompt of {longest} tokens fills the context of {context_length(model)} tokens; shorten the persona or "
+            "the question."
+        )
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -151,19 +166,12 @@ def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], decoding: Decoding
 ) -> list[Answer]:
     longest = max(map(len, rows))
-    room = context_length(model) - longest
-    if room < 1:
-        raise NptiError(
-            f"A prompt of {longest} tokens fills the context of {context_length(model)} tokens; shorten the persona or "
-            "the question."
-        )
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for at, row in enumerate(rows):
-        ids[at, longest - len(row) :] = torch.tensor(row)
-        mask[at, longest - len(row) :] = 1
+    # Rows are filled up with their own first token: the repetition penalty looks at ids and not at the mask, and where
+    # the padding token ends answers too, it would penalise ending in the shorter rows only.
+    ids = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     with torch.inference_mode():
         output: Any = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
@@ -174,7 +182,7 @@ def _generate(
             top_p=None,
             top_k=None,
             repetition_penalty=decoding.repetition_penalty,
-            max_new_tokens=min(decoding.max_new_tokens, room),
+            max_new_tokens=min(decoding.max_new_tokens, context_length(model) - longest),
             pad_token_id=pad,
             eos_token_id=sorted(ends) or None,
         )

@@ -11,7 +11,16 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.errors import NptiError
-from npti_export.identification.answers import Answer, Decoding, Progress, Prompt, generate_answers
+from npti_export.identification.answers import (
+    Answer,
+    Decoding,
+    Progress,
+    Prompt,
+    batches_of,
+    check_room,
+    generate_answers,
+    prompt_ids,
+)
 from npti_export.traits import Pole
 from npti_export.traits.material import Persona, Question
 
@@ -48,8 +57,14 @@ def plan(questions: Sequence[Question], personas: Sequence[Persona], seed: int) 
         questions: What is asked.
         personas: Those of both poles.
         seed: Decides which persona gets which question.
+
+    Raises:
+        NptiError: If a pole has no persona.
     """
     by_pole = {pole: [persona for persona in personas if persona.pole is pole] for pole in Pole}
+    for pole, of_pole in by_pole.items():
+        if not of_pole:
+            raise NptiError(f"There are {len(personas)} personas but none of the {pole} pole; both poles need some.")
     rng = random.Random(f"personas {seed}")
     return [(question, rng.choice(by_pole[pole])) for question in questions for pole in Pole]
 
@@ -64,6 +79,9 @@ def elicit(
 ) -> list[Transcript]:
     """Has a model answer questions in character.
 
+    Batches are those of the whole plan however often the work was broken off, so that the answers are the same to the
+    last bit; of a batch that was kept in part, all is asked again.
+
     Args:
         model: A chat model, unsteered.
         tokenizer: Its tokenizer.
@@ -74,24 +92,27 @@ def elicit(
 
     Returns:
         Transcripts in the order planned.
+
+    Raises:
+        NptiError: If a prompt fills the model's context, or the file holds a broken line.
     """
-    kept = {(t.question, t.persona, t.pole): t for t in read_transcripts(keep_in)} if keep_in else {}
-    missing = [pair for pair in planned if (pair[0].text, pair[1].text, pair[1].pole) not in kept]
-    if progress and len(planned) > len(missing):
-        progress(len(planned) - len(missing))
-
-    def keep(place: int, answer: Answer) -> None:
-        question, persona = missing[place]
-        transcript = Transcript(
-            persona.trait, persona.pole, question.text, persona.text, answer.text, answer.token_ids, answer.finished
-        )
-        kept[(question.text, persona.text, persona.pole)] = transcript
-        if keep_in:
-            _append(keep_in, transcript)
-
-    prompts = [Prompt(question.text, persona.text) for question, persona in missing]
-    generate_answers(model, tokenizer, prompts, decoding, progress, keep)
-    return [kept[(question.text, persona.text, persona.pole)] for question, persona in planned]
+    prompts = [Prompt(question.text, persona.text) for question, persona in planned]
+    encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    check_room(model, encoded)
+    keys = [(persona.pole, question.text, persona.text) for question, persona in planned]
+    kept = {(t.pole, t.question, t.persona): t for t in read_transcripts(keep_in)} if keep_in else {}
+    if keep_in and kept:
+        write_transcripts(keep_in, list(kept.values()))  # without the last line, if a kill broke it off
+    for places in batches_of(encoded, decoding.batch_size):
+        if any(keys[at] not in kept for at in places):
+            answers = generate_answers(model, tokenizer, [prompts[at] for at in places], decoding)
+            told = {keys[at]: _transcript(*planned[at], answer) for at, answer in zip(places, answers, strict=True)}
+            if keep_in:
+                _append(keep_in, [told[key] for key in told if key not in kept])
+            kept |= told
+        if progress:
+            progress(len(places))
+    return [kept[key] for key in keys]
 
 
 def read_transcripts(path: Path) -> list[Transcript]:
@@ -102,13 +123,13 @@ def read_transcripts(path: Path) -> list[Transcript]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     transcripts = []
     for number, line in enumerate(lines, 1):
         try:
             if line:
                 record = json.loads(line)
-                record |= {"pole": Pole(record["pole"]), "token_ids": tuple(record["token_ids"])}
+                record |= {"pole": Pole(record["pole"]), "token_ids": tuple(map(int, record["token_ids"]))}
                 transcripts.append(Transcript(**record))
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
@@ -119,15 +140,22 @@ def read_transcripts(path: Path) -> list[Transcript]:
 
 def write_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
     """Writes a transcripts file whole, beside its place first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text("".join(_line(transcript) for transcript in transcripts), encoding="utf-8")
+    beside.write_text("".join(map(_line, transcripts)), encoding="utf-8", newline="\n")
     beside.replace(path)
 
 
-def _append(path: Path, transcript: Transcript) -> None:
+def _transcript(question: Question, persona: Persona, answer: Answer) -> Transcript:
+    return Transcript(
+        persona.trait, persona.pole, question.text, persona.text, answer.text, answer.token_ids, answer.finished
+    )
+
+
+def _append(path: Path, transcripts: Sequence[Transcript]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(transcript))
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.writelines(map(_line, transcripts))
 
 
 def _line(transcript: Transcript) -> str:

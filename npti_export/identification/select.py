@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,30 +10,17 @@ from numpy.typing import NDArray
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.adapter.records import Method
 from npti_export.identification.measure import NeuronStatistics
-from npti_export.traits import Pole
 
 FLOOR_SHARE = 0.00436
 """Never fewer neurons a pole than this share of all: the paper's 2,000 of Llama-3-8B's 458,752."""
-
-
-@dataclass(frozen=True)
-class Halves:
-    """Statistics of one pole, measured on each half of the questions."""
-
-    first: NeuronStatistics
-    second: NeuronStatistics
-
-    @property
-    def whole(self) -> NeuronStatistics:
-        """Both halves together."""
-        return self.first + self.second
 
 
 def select(pole: NeuronStatistics, opposite: NeuronStatistics, method: Method, gamma: float) -> NeuronSet:
     """Chooses the neurons of a pole (paper, section 3) and makes their shift (equation 4).
 
     All neurons whose probability is higher by ``method.min_difference`` are taken, and never fewer than 0.436 % of all,
-    by falling difference, ties by (layer, index); always with difference and target above 0.
+    by falling difference, ties by (layer, index); always with difference and target above 0. Differences are rounded to
+    float32 before they are compared, as they stand in the file: .6 - .5 is then not below .1.
 
     Args:
         pole: Statistics of the pole's own answers.
@@ -83,15 +69,19 @@ def neuron_numbers(widths: tuple[int, ...]) -> tuple[NDArray[np.int16], NDArray[
     return layer, index
 
 
-def split_half_reliability(statistics: dict[Pole, Halves]) -> float:
+def split_half_reliability(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Correlation over all neurons of delta from two halves of the questions, corrected to full length.
 
-    Spearman–Brown: r' = 2r / (1 + r). 0 where a half has no spread.
+    Spearman–Brown: r' = 2r / (1 + r), never below -1. 0 where a half has no spread.
+
+    Args:
+        first: Probability at the high pole minus that at the low one, from one half of the questions, float64 [N].
+        second: The same from the other half.
+
+    >>> round(split_half_reliability(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])), 6)  # r = 1/2
+    0.666667
     """
-    high, low = statistics[Pole.HIGH], statistics[Pole.LOW]
-    first = high.first.probability - low.first.probability
-    second = high.second.probability - low.second.probability
     if first.std() == 0 or second.std() == 0:
         return 0.0
     r = float(np.corrcoef(first, second)[0, 1])
-    return 2 * r / (1 + r) if r > -1 else -1.0
+    return max(-1.0, 2 * r / (1 + r)) if r > -1 else -1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +19,37 @@ class SteeredActivation(nn.Module):
     Args:
         original: The activation whose place this takes; it has no parameters.
         tables: Caps and shifts of all slots at this site.
-        steering: Says, for the running thread or task, which slot each token of the running forward has; None where
-            nothing is steered.
+        steering_for: Says which slot each token of the running forward has; None where nothing is steered.
     """
 
-    def __init__(self, original: nn.Module, tables: SteeringTables, steering: ContextVar[TokenSteering | None]) -> None:
+    def __init__(
+        self, original: nn.Module, tables: SteeringTables, steering_for: Callable[[Tensor], TokenSteering | None]
+    ) -> None:
         super().__init__()
         self.original = original
         self.tables = tables
-        self.steering = steering
+        self.steering_for = steering_for
+        self.train(original.training)
 
     def forward(self, gate: Tensor) -> Tensor:
         """Applies the original and moves the result; ``gate`` is [rows, tokens, width], the result likewise."""
         activation: Tensor = self.original(gate)
-        steering = self.steering.get()
+        steering = self.steering_for(gate)
         if steering is None:
             return activation
         slots = steering.slots
         if isinstance(slots, Tensor):
             slots = slots.to(activation.device)
-        shift = self.tables.shift[slots]
+        # The tables have the activation's dtype already, except under autocast, which must not be widened here.
+        cap = self.tables.cap[slots].to(activation.dtype)
+        shift = self.tables.shift[slots].to(activation.dtype)
         if steering.dropout:
-            kept = torch.rand_like(activation) >= steering.dropout
+            kept = torch.rand(activation.shape, device=activation.device) >= steering.dropout
             shift = torch.where(kept, shift, shift.new_full((), NEUTRAL_SHIFT))
-        return torch.minimum(activation, self.tables.cap[slots]) + shift
+        return torch.minimum(activation, cap) + shift
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SteeredActivation:
+        """Moves the tables along when the model is moved to another device or dtype."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.tables.apply(fn)
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -45,18 +46,34 @@ class GenerateCall:
     """A running ``generate`` call.
 
     Args:
-        prompt_length: Number of tokens that every row was given.
+        rows: Number of prompts.
+        prompt_length: Number of tokens that every row was given, those in a cache included.
     """
 
+    rows: int
     prompt_length: int
 
 
-def prompt_length_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
-    """Number of tokens a ``generate`` call is given; one (the start token) where it is given none."""
-    given = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
-    embeddings = keywords.get("inputs_embeds")
-    longest = max((int(x.shape[1]) for x in (given, embeddings) if isinstance(x, Tensor) and x.ndim > 1), default=0)
-    return longest or 1
+def generate_call_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> GenerateCall | None:
+    """What the arguments of a ``generate`` call say; None where they are not the tensors of a transformers model.
+
+    >>> generate_call_of((torch.zeros(2, 5),), {})
+    GenerateCall(rows=2, prompt_length=5)
+    """
+    given = keywords.get("inputs_embeds")
+    embedded = given is not None
+    if not embedded:
+        given = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
+    if given is None:
+        return GenerateCall(1, 1)  # generate starts from the begin-of-text token
+    if not isinstance(given, Tensor) or given.ndim < 2:
+        return None
+    rows, length = int(given.shape[0]), int(given.shape[1])
+    cache, mask = keywords.get("past_key_values"), keywords.get("attention_mask")
+    # With a cache the input is the whole sequence, or only what is new; then the mask is longer than it.
+    if cache is not None and mask is not None and not embedded and mask.shape[1] != length:
+        length += int(cache.get_seq_length())
+    return GenerateCall(rows, max(length, 1))
 
 
 def first_steered(positions: Positions, call: GenerateCall | None) -> int | None:
@@ -68,14 +85,38 @@ def first_steered(positions: Positions, call: GenerateCall | None) -> int | None
     return call.prompt_length - (positions is Positions.LAST_PROMPT)
 
 
-def forward_span(keywords: dict[str, Any], arguments: tuple[Any, ...]) -> tuple[int, int, int]:
-    """What one forward gets: number of rows, index in the sequence of its first token, number of tokens."""
-    given = keywords.get("input_ids", arguments[0] if arguments else None)
-    if given is None:
-        given = keywords["inputs_embeds"]
-    cache = keywords.get("past_key_values")
+def check_rows(personalities: int, rows: int, call: GenerateCall | None) -> None:
+    """Refuses a batch whose rows cannot be told apart: one personality for all, or exactly one a row.
+
+    Args:
+        personalities: How many were set.
+        rows: Rows of the forward.
+        call: The running ``generate``, which may repeat each of its rows (beams, return sequences).
+    """
+    batch = rows if call is None else call.rows
+    if personalities not in (1, batch) or rows % batch:
+        raise NptiError(
+            f"The batch has {batch} rows but {personalities} personalities were set; give one, or one a row."
+        )
+
+
+def forward_span(given: Mapping[str, Any]) -> tuple[int, int, int]:
+    """What one forward gets: number of rows, index in the sequence of its first token, number of tokens.
+
+    Args:
+        given: The forward's arguments by name.
+    """
+    tokens = given.get("input_ids")
+    if tokens is None:
+        tokens = given.get("inputs_embeds")
+    if tokens is None:
+        raise NptiError(
+            f"A forward got neither input_ids nor inputs_embeds (but {', '.join(given) or 'nothing'}), so its tokens "
+            "cannot be told; pass one of them, or disable() the personality."
+        )
+    cache = given.get("past_key_values")
     first = 0 if cache is None else int(cache.get_seq_length())
-    return int(given.shape[0]), first, int(given.shape[1])
+    return int(tokens.shape[0]), first, int(tokens.shape[1])
 
 
 TokenSlots = int | Tensor
@@ -116,10 +157,6 @@ def token_slots(
     >>> token_slots([2], rows=1, first=0, length=3, start=2, device="cpu")
     tensor([[0, 0, 2]])
     """
-    if rows % len(row_slots):
-        raise NptiError(
-            f"The batch has {rows} rows but {len(row_slots)} personalities were set; give one, or one a row."
-        )
     if start is None or first + length <= start or not any(row_slots):
         return None
     same = len(set(row_slots)) == 1

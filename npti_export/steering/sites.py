@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +111,15 @@ def one_token_forward(model: nn.Module) -> None:
     """Runs the model on one token, leaving no trace: no gradient, no cache, the random state as it was."""
     device = next(model.parameters()).device
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
+        try:
+            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
+        except NptiError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+            raise NptiError(
+                f"{type(model).__name__} cannot be steered: a forward on one token fails with {type(error).__name__} "
+                f"({' '.join(str(error).split())[:200]})."
+            ) from error
 
 
 def describe_base_model(model: nn.Module, sites: list[Site]) -> BaseModel:
@@ -140,26 +148,42 @@ def base_model_id(model: nn.Module) -> str:
     """The Hub id that the model was loaded by; for a folder its last component."""
     config: Any = model.config
     name = str(getattr(config, "name_or_path", "") or config.model_type)
-    path = PurePath(name)
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve().name
     return path.name if path.is_absolute() or len(path.parts) != 2 or name.startswith(".") else name
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The module that holds the decoder layers and runs them one after the other."""
+    return model.get_submodule(_decoder_layers(model)[0].rpartition(".")[0])
+
+
 def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The longest list of layers, each of which holds a feed-forward block with an attention beside it."""
+    """The list of as many layers as the config of the text part says, within the text part."""
     config: Any = getattr(model, "config", None)
+    kind = type(model).__name__
     if config is None or not hasattr(config, "get_text_config"):
-        raise NptiError(f"{type(model).__name__} is no transformers model (it has no config with a text part).")
+        raise NptiError(f"{kind} is no transformers model (it has no config with a text part).")
+    if config.is_encoder_decoder:
+        raise NptiError(f"{kind} cannot be steered: it is an encoder with a decoder; decoder-only models can.")
     expected = getattr(config.get_text_config(), "num_hidden_layers", None)
+    # A vision tower may have as many layers; transformers says which part is the text decoder.
+    text_part: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    within = set(text_part.modules())
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == expected:
+        if isinstance(module, nn.ModuleList) and len(module) == expected and module in within:
             return name, module
-    raise NptiError(f"{type(model).__name__}: no list of {expected} decoder layers was found in it.")
+    raise NptiError(f"{kind} cannot be steered: no list of {expected} decoder layers was found in it.")
 
 
 def _feed_forward_of(model: nn.Module, layer_name: str, layer: nn.Module) -> _FeedForward:
     """The one module inside a layer with wide maps, one narrow map and one activation; refused where there is none."""
+    cannot = f"{type(model).__name__} cannot be steered: in its layer {layer_name}"
     found = []
-    for name, module in layer.named_modules():
+    for name, module in layer.named_modules(prefix=layer_name):
+        if _has_experts(module):
+            raise NptiError(f"{cannot} {name} is a mixture of experts; dense layers can be steered in this release.")
         linears = [child for child in module.children() if isinstance(child, nn.Linear)]
         others = {key: child for key, child in module.named_children() if not isinstance(child, nn.Linear)}
         activations = [key for key, child in others.items() if _may_be_activation(child)]
@@ -170,13 +194,20 @@ def _feed_forward_of(model: nn.Module, layer_name: str, layer: nn.Module) -> _Fe
         width = narrow.in_features
         hidden = narrow.out_features
         if all((linear.in_features, linear.out_features) == (hidden, width) for linear in wide):
-            found.append(_FeedForward(f"{layer_name}.{name}", module, wide, width, activations[0]))
+            found.append(_FeedForward(name, module, wide, width, activations[0]))
     if len(found) != 1:
         raise NptiError(
-            f"{type(model).__name__} cannot be steered: in its layer {layer_name} {len(found)} feed-forward blocks of "
-            "gate, up and down maps with an activation module were found, one was expected."
+            f"{cannot} {len(found)} feed-forward blocks of gate, up and down maps with an activation module were "
+            "found, one was expected."
         )
     return found[0]
+
+
+def _has_experts(module: nn.Module) -> bool:
+    """Experts lie fused in three-dimensional parameters; only convolutions have such beside them."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return any(parameter.ndim >= 3 for parameter in module.parameters(recurse=False))
 
 
 def _may_be_activation(module: nn.Module) -> bool:
@@ -196,6 +227,11 @@ def _proved(
         raise NptiError(
             f"The activation {name} did not run as expected: one call on width {block.width} was expected in a "
             f"one-token forward, calls on widths {widths} were seen; a replaced kernel may go round it."
+        )
+    if seen[0].ndim != 3:
+        raise NptiError(
+            f"The activation {name} runs on a tensor of shape {list(seen[0].shape)}; [rows, tokens, width] was "
+            "expected, so that a token's row can be told."
         )
     gates = [linear for linear in block.wide if any(output is seen[0] for output in outputs.get(linear, []))]
     if len(gates) != 1:

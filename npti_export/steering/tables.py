@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.neurons import NeuronSet
@@ -62,9 +64,8 @@ def _by_layer(
     """Splits values along the layers; a layer without neurons is left out."""
     if neurons.expert is not None:
         raise NptiError("Neurons of routed experts cannot be steered by this release; dense layers can.")
-    layers, starts = np.unique(neurons.layer, return_index=True)
-    pieces = np.split(np.arange(len(neurons)), starts[1:])
-    return [(int(layer), neurons.index[at], values[at]) for layer, at in zip(layers, pieces, strict=True)]
+    pieces = [(int(layer), neurons.layer == layer) for layer in np.unique(neurons.layer)]
+    return [(layer, neurons.index[there], values[there]) for layer, there in pieces]
 
 
 class SteeringTables:
@@ -77,15 +78,35 @@ class SteeringTables:
 
     def __init__(self, site: Site, slots: int) -> None:
         shape = (slots, site.width)
-        self.cap = torch.full(shape, NEUTRAL_CAP, dtype=site.dtype, device=site.device)
-        self.shift = torch.full(shape, NEUTRAL_SHIFT, dtype=site.dtype, device=site.device)
+        with torch.inference_mode(False):  # tables made in inference mode could not be written outside it
+            self.cap = torch.full(shape, NEUTRAL_CAP, dtype=site.dtype, device=site.device)
+            self.shift = torch.full(shape, NEUTRAL_SHIFT, dtype=site.dtype, device=site.device)
 
     def fill(self, slot: int, row: SteeringRow) -> None:
         """Writes a personality into a slot, rounded once from float64 to the tables' dtype, in place."""
-        self.cap[slot].copy_(torch.from_numpy(row.cap).to(self.cap.dtype))
-        self.shift[slot].copy_(torch.from_numpy(row.shift).to(self.shift.dtype))
+        self.cap[slot].copy_(_rounded(row.cap, self.cap.dtype))
+        self.shift[slot].copy_(_rounded(row.shift, self.shift.dtype))
         limit = torch.finfo(self.shift.dtype).max
         if not bool((self.shift[slot].abs() <= limit).all()):
             raise NptiError(
                 f"The personality's shifts do not fit {self.shift.dtype} (at most {limit:g}); lower the strength."
             )
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Moves both tables to another device or dtype, as ``nn.Module._apply`` does with parameters."""
+        self.cap, self.shift = fn(self.cap), fn(self.shift)
+
+
+def _rounded(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
+    """The nearest numbers of a dtype.
+
+    torch takes float64 through float32 to the 16-bit types and so rounds twice. Rounding to odd on the way (towards
+    zero, and the last bit set where something was lost) keeps the halves apart, so that the second rounding is right.
+    """
+    if dtype.itemsize >= 4:
+        return torch.from_numpy(values).to(dtype)
+    with np.errstate(over="ignore"):
+        between = values.astype(np.float32)
+    between = np.where(np.abs(between) > np.abs(values), np.nextafter(between, np.float32(0)), between)
+    between.view(np.int32)[between != values] |= 1
+    return torch.from_numpy(between).to(dtype)

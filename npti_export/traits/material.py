@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from npti_export.errors import NptiError
-from npti_export.traits.trait import Pole
+from npti_export.traits.trait import Pole, trait_named
 
 Split = Literal["identification", "test"]
 
@@ -37,19 +37,27 @@ class Question:
 def shipped_personas(trait: str) -> list[Persona]:
     """The shipped personas of both poles of a trait, 42 each.
 
+    Raises:
+        NptiError: If the trait is not a shipped one.
+
     >>> len(shipped_personas("openness"))
     84
     """
+    trait_named(trait)
     lines = _data("personas.jsonl").splitlines()
-    return [persona for line in lines if (persona := _shipped_persona(json.loads(line))).trait == trait]
+    return [persona for line in lines if (persona := _persona(json.loads(line))).trait == trait]
 
 
 def shipped_questions(trait: str, split: Split) -> list[Question]:
     """The shipped questions of a trait: 408 for identification, 92 for tests, none in both.
 
+    Raises:
+        NptiError: If the trait is not a shipped one.
+
     >>> len(shipped_questions("openness", "test"))
     92
     """
+    trait_named(trait)
     records = map(json.loads, _data(f"questions/{trait}_{split}.jsonl").splitlines())
     return [Question(trait, record["question"], record["facet"]) for record in records]
 
@@ -70,7 +78,7 @@ def read_questions(path: Path, trait: str) -> list[Question]:
         if not isinstance(text, str) or not text.strip():
             raise NptiError(f"{path}, line {number}: no text under the key 'question'; every line needs one.")
         if str(record.get("trait", trait)).lower() == trait:
-            questions.append(Question(trait, text.strip(), str(record.get("facet", ""))))
+            questions.append(Question(trait, text.strip(), str(record.get("facet") or "")))
     if not questions:
         raise NptiError(f"{path} holds no questions for {trait}; one JSON object with a 'question' a line is expected.")
     return questions
@@ -91,19 +99,25 @@ def read_personas(path: Path, trait: str) -> list[Persona]:
     for number, record in _json_lines(path):
         if "text" in record:
             try:
-                persona = _shipped_persona(record)
+                found = [_persona(record)]
             except (KeyError, ValueError):
                 raise NptiError(
                     f"{path}, line {number}: a persona needs 'trait', 'pole' (high or low) and 'text'."
                 ) from None
-            personas += [persona] if persona.trait == trait else []
-        for key, text in record.items():
-            name, _, reversed_ = key.lower().partition("_")
-            if name == trait and reversed_ in ("", "reversed") and isinstance(text, str):
-                personas.append(Persona(trait, Pole.LOW if reversed_ else Pole.HIGH, text.strip()))
+        else:
+            poles = {trait: Pole.HIGH, f"{trait}_reversed": Pole.LOW}
+            found = [
+                Persona(trait, poles[key.lower()], text.strip())
+                for key, text in record.items()
+                if key.lower() in poles and isinstance(text, str) and text.strip()
+            ]
+        personas += [persona for persona in found if persona.trait == trait]
     for pole in Pole:
         if not any(persona.pole is pole for persona in personas):
-            raise NptiError(f"{path} holds no {pole} personas for {trait}.")
+            raise NptiError(
+                f"{path} holds no {pole} persona for {trait}; lines with 'trait', 'pole' and 'text' are expected, or "
+                f"with {trait!r} and '{trait}_reversed'."
+            )
     return personas
 
 
@@ -114,7 +128,8 @@ def material_sha256(texts: Iterable[str]) -> str:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON text may hold U+2028 and others that it takes for line ends. -sig: Windows' editors.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise NptiError(f"{path} is not UTF-8 text; JSON lines are expected.") from None
     except OSError as error:
@@ -124,17 +139,18 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NptiError(f"{path}, line {number}: not JSON ({error}); one object a line is expected.") from None
         if not isinstance(record, dict):
             raise NptiError(f"{path}, line {number}: {type(record).__name__} found, a JSON object expected.")
         yield number, record
 
 
-def _shipped_persona(record: dict[str, Any]) -> Persona:
+def _persona(record: dict[str, Any]) -> Persona:
+    """One line of the form with ``trait``, ``pole`` and ``text``; KeyError or ValueError where it is not that."""
     if not isinstance(record["text"], str) or not record["text"].strip():
         raise ValueError
-    return Persona(str(record["trait"]).lower(), Pole(record["pole"]), record["text"].strip())
+    return Persona(str(record["trait"]).lower(), Pole(str(record["pole"]).lower()), record["text"].strip())
 
 
 def _data(name: str) -> str:

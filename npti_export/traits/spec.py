@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 
 from npti_export.errors import NptiError
-from npti_export.traits.trait import TRAIT_NAME, TRAITS, Pole
+from npti_export.traits.trait import TRAIT_NAME, Pole, in_canonical_order
 
 NEUTRAL_NAME = "neutral"
-_TERM = re.compile(rf"(?P<trait>{TRAIT_NAME.pattern})(?P<sign>[+-])(?P<strength>\d+(?:\.\d*)?|\.\d+)?")
+_TERM = re.compile(rf"(?P<trait>{TRAIT_NAME.pattern})(?P<sign>[+-])(?P<strength>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -61,26 +63,27 @@ class PersonalitySpec:
         >>> PersonalitySpec.parse({"openness": 0.5, "neuroticism": -1.2}).terms[1]
         Term(trait='neuroticism', pole=<Pole.LOW: 'low'>, strength=1.2)
         """
-        if isinstance(spec, PersonalitySpec):
-            _check_known(str(spec), spec.terms, known)
-            return spec
         if spec is None:
             return cls()
-        if isinstance(spec, Mapping):
-            return cls.parse(_spelled(spec), known)
-        if not isinstance(spec, str):
+        if isinstance(spec, PersonalitySpec):
+            shown, pieces = repr(str(spec)), [str(term) for term in spec.terms]
+        elif isinstance(spec, Mapping):
+            shown, pieces = repr(dict(spec)), [_spelled(spec, trait, strength) for trait, strength in spec.items()]
+        elif isinstance(spec, str):
+            shown, pieces = repr(spec), _squeezed(spec).split(",")
+        else:
             raise NptiError(f"A personality is text, a mapping or None, not {type(spec).__name__}.")
-        text = re.sub(r"\s+", "", spec).lower()
-        if text == NEUTRAL_NAME:
+        if pieces == [NEUTRAL_NAME]:
             return cls()
-        terms: list[Term] = []
-        for piece in text.split(","):
-            term = _parse_term(spec, piece, known)
-            if any(term.trait == other.trait for other in terms):
-                raise NptiError(f"{_quoted(spec)}: {term.trait} stands there twice; give each trait once.")
-            terms.append(term)
-        _check_known(spec, terms, known)
-        return cls(tuple(sorted(terms, key=_canonical)))
+        there = None if known is None else list(known)
+        terms: dict[str, Term] = {}
+        for piece in pieces:
+            problem, term = _read_term(piece, terms, there)
+            if term is None:
+                listed = "" if there is None else f" (there is {', '.join(there) or 'no trait'})"
+                raise NptiError(f"Personality {shown}, term {piece!r}: {problem}{listed}.")
+            terms[term.trait] = term
+        return cls(tuple(terms[trait] for trait in in_canonical_order(terms)))
 
     @property
     def is_neutral(self) -> bool:
@@ -94,55 +97,42 @@ class PersonalitySpec:
 NEUTRAL = PersonalitySpec()
 
 
-def _parse_term(spec: str, piece: str, known: Iterable[str] | None) -> Term:
-    if piece == NEUTRAL_NAME:
-        raise NptiError(f"{_quoted(spec)}: neutral stands alone or not at all.")
+def _read_term(piece: str, before: Mapping[str, Term], known: list[str] | None) -> tuple[str, Term | None]:
+    """The term that a piece of a spec spells, or what is wrong with it."""
     match = _TERM.fullmatch(piece)
+    if piece == NEUTRAL_NAME or (match and match["trait"] == NEUTRAL_NAME):
+        return "neutral stands alone, without a sign, or not at all", None
     if match is None:
-        raise NptiError(
-            f"{_quoted(spec)}: cannot read the term {piece!r}; a term is a trait, + or -, and an optional strength "
-            f"such as 0.5, for example openness+0.5{_there(known)}."
-        )
-    strength = float(match["strength"]) if match["strength"] else 1.0
+        return "a term is a trait, + or -, and an optional strength of 0 or more, such as openness+0.5", None
+    trait, strength = match["trait"], float(match["strength"] or 1.0)
+    if known is not None and trait not in known:
+        return f"there is no trait {trait!r}", None
+    if trait in before:
+        return f"{trait} stands there twice; give each trait once", None
     if not math.isfinite(strength):
-        raise NptiError(f"{_quoted(spec)}: the strength in {piece!r} is too large.")
-    return Term(match["trait"], Pole.HIGH if match["sign"] == "+" else Pole.LOW, strength)
+        return "the strength is too large", None
+    return "", Term(trait, Pole.HIGH if match["sign"] == "+" else Pole.LOW, strength)
 
 
-def _check_known(spec: str, terms: Iterable[Term], known: Iterable[str] | None) -> None:
-    if known is None:
-        return
-    names = list(known)
-    for term in terms:
-        if term.trait not in names:
-            raise NptiError(f"{_quoted(spec)}: there is no trait {term.trait!r}{_there(names)}.")
+def _spelled(mapping: Mapping[str, float], trait: object, strength: object) -> str:
+    """A trait and its signed strength as a term of a spec."""
+    name = _squeezed(str(trait))
+    if not TRAIT_NAME.fullmatch(name):
+        raise NptiError(f"Personality {dict(mapping)!r}: {trait!r} is no name of a trait.")
+    try:
+        number = float(strength) if isinstance(strength, Real) and not isinstance(strength, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise NptiError(f"Personality {dict(mapping)!r}: the strength of {trait} is {strength!r}, not a finite number.")
+    return f"{name}{'-' if number < 0 else '+'}{_decimal(abs(number))}"
 
 
-def _there(known: Iterable[str] | None) -> str:
-    return "" if known is None else f" (there is {', '.join(known)})"
-
-
-def _spelled(mapping: Mapping[str, float]) -> str:
-    pieces = []
-    for trait, strength in mapping.items():
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
-            raise NptiError(f"{dict(mapping)!r}: the strength of {trait} is {strength!r}, not a number.")
-        pieces.append(f"{trait}{'-' if strength < 0 else '+'}{_decimal(abs(strength))}")
-    return ",".join(pieces) or NEUTRAL_NAME
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text).lower()
 
 
 def _decimal(strength: float) -> str:
     """Shortest decimal that reads back to the same number, without an exponent."""
-    from decimal import Decimal
-
     text = format(Decimal(repr(float(strength))), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _canonical(term: Term) -> tuple[int, str]:
-    order = list(TRAITS)
-    return (order.index(term.trait) if term.trait in order else len(order), term.trait)
-
-
-def _quoted(spec: str) -> str:
-    return f"Personality {spec!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -11,6 +12,7 @@ from importlib.resources import files
 from npti_export.errors import NptiError
 
 TRAIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What a trait may be called, one that a user defines included; ``neutral`` is reserved."""
 
 
 class Pole(StrEnum):
@@ -73,6 +75,16 @@ def _shipped_traits() -> dict[str, Trait]:
 TRAITS: dict[str, Trait] = _shipped_traits()
 """The five shipped traits by name, in canonical order: openness, conscientiousness, extraversion, agreeableness,
 neuroticism."""
+
+
+def in_canonical_order(names: Iterable[str]) -> list[str]:
+    """Names of traits, each once: the shipped ones in their order, then any others by name.
+
+    >>> in_canonical_order(["wit", "neuroticism", "openness"])
+    ['openness', 'neuroticism', 'wit']
+    """
+    there = set(names)
+    return [*(name for name in TRAITS if name in there), *sorted(there - set(TRAITS))]
 
 
 def trait_named(name: str) -> Trait:

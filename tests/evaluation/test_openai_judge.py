@@ -15,8 +15,8 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from npti_export.errors import NptiError
-from npti_export.evaluation.openai_judge import OpenAIJudge, read_reply, rubric
-from npti_export.traits import TRAITS, Facet, Trait, trait_named
+from npti_export.evaluation.openai_judge import OpenAIJudge
+from npti_export.traits import trait_named
 
 KEY = "sk-test-5e72c1f0a9"
 MODEL = "gpt-4o-2024-08-06"
@@ -52,7 +52,7 @@ class Judging:
         self.slow = "none"  # how a request ends that is answered late, so that a run can be ended before it
         self.url = server.url_for("/v1")
         self._lock = threading.Lock()
-        server.expect_request(PATH, method="POST").respond_with_handler(self._handle)
+        server.expect_request(re.compile(rf"(/other)?{PATH}"), method="POST").respond_with_handler(self._handle)
 
     def _handle(self, request: Request) -> Response:
         body = request.get_json()
@@ -93,7 +93,7 @@ def test_ratings_come_back_in_the_order_given(server: Judging) -> None:
     assert [(j.question, j.answer) for j in judgements] == list(zip(QUESTIONS, ANSWERS, strict=True))
     assert {(j.trait, j.judge, j.failure) for j in judgements} == {("openness", f"openai:{MODEL}", None)}
     assert (judge.name, judge.lowest, judge.highest) == (f"openai:{MODEL}", 1.0, 5.0)
-    assert progress == [1, 2, 3, 4, 5, 6]
+    assert progress == [1] * 6
 
 
 def test_what_the_server_is_sent(server: Judging) -> None:
@@ -111,63 +111,6 @@ def test_what_the_server_is_sent(server: Judging) -> None:
     assert list(schema["schema"]["properties"]) == schema["schema"]["required"] == ["reason", "score"]
     assert schema["schema"]["properties"]["score"]["enum"] == [1, 2, 3, 4, 5]
     assert server.authorization == {f"Bearer {KEY}"}
-
-
-@pytest.mark.parametrize("name", TRAITS)
-def test_the_rubric_is_blind(name: str) -> None:
-    text = rubric(trait_named(name)).lower()
-    assert name in text
-    for word in ("npti", "neuron", "steer", "adapter", "persona ", "prompt", "baseline", "gamma", "pole", "model"):
-        assert word not in text
-
-
-def test_the_rubric_of_a_trait_of_ones_own() -> None:
-    text = rubric(Trait("dry_wit", "droll", "earnest", (Facet("dead_pan", "keeps a straight face", "grins"),)))
-    assert "trait: dry wit." in text
-    assert "- dead pan; high: keeps a straight face; low: grins\n" in text
-
-
-@pytest.mark.parametrize(
-    ("text", "score", "reason"),
-    [
-        ('{"reason": "Bold.", "score": 5}', 5.0, "Bold."),
-        ('Sure!\n```json\n{"reason": "a {b} c", "score": 2}\n```', 2.0, "a {b} c"),
-        ('<think>{"reason": "draft", "score": 1}</think> {"reason": "final", "score": 4}', 4.0, "final"),
-        ('{"result": {"reason": "inner", "score": 3}}', 3.0, "inner"),
-        ('{"reason": "two\nlines", "score": "3.5"}', 3.5, "two\nlines"),
-        ('{"score": 1.0}', 1.0, ""),
-        ("4", 4.0, ""),
-        (" **Score: 2/5** ", 2.0, ""),
-        ("Keeps 3 cats.\nRating: 5 out of 5.", 5.0, "Keeps 3 cats."),
-    ],
-)
-def test_replies_that_are_read(text: str, score: float, reason: str) -> None:
-    assert read_reply(text) == (score, reason)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no score"),
-        ("I cannot rate 3 of the facets.", "no score"),
-        ("4 or 5", "no score"),
-        ("4/10", "no score"),
-        ('{"reason": "high"}', "no score"),
-        ('{"reason": "It has\n3', "no score"),
-        ('{"reason": "", "score": true}', "no score"),
-        ('{"reason": "", "score": null}', "no score"),
-        ('{"reason": "", "score": "high"}', "no score"),
-        ('{"reason": "", "score": 6}', "off the scale"),
-        ('{"reason": "", "score": 0.99}', "off the scale"),
-        ('{"reason": "", "score": NaN}', "off the scale"),
-        ("-3", "off the scale"),
-        ("10", "off the scale"),
-        ('{"a":' * 5000, "no score"),
-    ],
-)
-def test_replies_that_are_no_rating(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_reply(text)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +184,11 @@ def test_a_server_that_turns_the_judge_away_ends_the_run(
 def test_a_run_that_was_ended_goes_on_where_it_was(server: Judging, tmp_path: Path) -> None:
     record = tmp_path / "deep" / "record.jsonl"
 
+    told: list[int] = []
+
     def kill(done: int) -> None:
-        if done == 3:
+        told.append(done)
+        if sum(told) == 3:
             raise KeyboardInterrupt
 
     server.slow = "Answer 4.\n</answer>"
@@ -257,14 +203,16 @@ def test_a_run_that_was_ended_goes_on_where_it_was(server: Judging, tmp_path: Pa
     judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
     assert [j.score for j in judge.judge(QUESTIONS, ANSWERS, progress.append)] == [1.0, 2.0, 3.0, 4.0, 5.0, 1.0]
     assert server.numbers() == list(range(kept, 6))
-    assert progress == list(range(kept, 7))
+    assert progress == [kept, *[1] * (6 - kept)]
 
     server.asked.clear()
     judge.judge(QUESTIONS, ANSWERS)
     assert server.asked == []
     OpenAIJudge(trait_named("neuroticism"), base_url=server.url, record=record).judge(QUESTIONS, ANSWERS)
     OpenAIJudge(TRAIT, model="gpt-4o-mini", base_url=server.url, record=record).judge(QUESTIONS, ANSWERS)
-    assert len(server.asked) == 12  # another rubric and another model are other judgements
+    elsewhere = server.url.replace("/v1", "/other/v1")
+    OpenAIJudge(TRAIT, base_url=elsewhere, record=record).judge(QUESTIONS, ANSWERS)
+    assert len(server.asked) == 18  # another rubric, another model, another server are other judgements
     assert KEY not in record.read_text()
 
 
@@ -323,7 +271,7 @@ def test_equal_answers_are_asked_about_once(server: Judging) -> None:
     judgements = judge.judge(["Q?", "R?", "Q?"], ["A.", "A.", "A."], progress.append)
     assert len(server.asked) == 2
     assert [j.question for j in judgements] == ["Q?", "R?", "Q?"]
-    assert progress == [2, 3]
+    assert sorted(progress) == [1, 2]
 
 
 def test_no_key_is_needed_for_another_server_only(server: Judging, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,40 @@
+# Everything from a clean clone: each target sets up .venv by itself. PYTHON is any Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The version that the suite runs with; the package itself takes torch>=2.6. Installed first and alone, so that nothing
+# else pulls another build.
+TORCH := torch==2.13.0
+
+.PHONY: setup demo test test-slow lint adapters model clean
+
+setup: $(VENV)/.done
+$(VENV)/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: setup  ## the main job, end to end, on the bundled model
+	$(BIN)/npti-export demo
+
+test: setup  ## the suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## what takes longer: the wheel in an environment of its own, the demo
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy npti_export
+
+model: setup  ## trains npti-demo anew and measures it, about an hour
+	$(BIN)/python -m npti_export.demo.train
+	$(BIN)/python -m npti_export.demo.report
+
+adapters: setup  ## identifies and evaluates the ten poles of npti-demo anew
+	$(BIN)/python eval/demo_adapter.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

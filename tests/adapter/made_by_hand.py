@@ -1,0 +1,79 @@
+"""Adapters made by hand, without any model, and a config written without the package's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npti_export.adapter.base_model import BaseModel, LayerNeurons
+from npti_export.adapter.neurons import NeuronSet
+from npti_export.adapter.records import DosePoint, Identification, PoleRecord, TraitRecord
+from npti_export.traits import Pole
+
+
+def neurons(places: list[tuple[int, int, int]], gamma: float, seed: int, experts: bool = False) -> NeuronSet:
+    """A set at these (layer, expert, index), its shift by equation 4 as written in the paper."""
+    random = np.random.default_rng(seed)
+    n = len(places)
+    target = random.uniform(0.05, 3, n).astype(np.float32)
+    delta = random.uniform(0.05, 0.9, n).astype(np.float32)
+    shift = [gamma * float(a) / (1 + np.exp(-10 * (float(d) - 0.15))) for a, d in zip(target, delta, strict=True)]
+    layer, expert, index = np.array(places, dtype=np.int64).reshape(n, 3).T
+    return NeuronSet(
+        layer=layer.astype(np.int16),
+        index=index.astype(np.int32),
+        shift=np.array(shift, dtype=np.float32),
+        target=target,
+        delta=delta,
+        expert=expert.astype(np.int16) if experts else None,
+        mean_difference=random.normal(size=n).astype(np.float32),
+        effect_size=random.normal(size=n).astype(np.float32),
+    )
+
+
+def trait_record(name: str, seed: int = 0, gamma: float = 0.7, **fields: Any) -> TraitRecord:
+    high = neurons([(0, -1, 3), (0, -1, 7), (2, -1, 0), (2, -1, 11)], gamma, seed)
+    low = neurons([(0, -1, 1), (1, -1, 5), (1, -1, 6)], gamma, seed + 1)
+    return TraitRecord(
+        name,
+        {
+            Pole.HIGH: PoleRecord(high, gamma, calibrated=True, dose_curve=(DosePoint(0.7, 0.31, 1.25),), **fields),
+            Pole.LOW: PoleRecord(low, gamma, caps="none", positions="all", dropout=0.1, **fields),
+        },
+        Identification(
+            questions_sha256="a" * 64,
+            personas_sha256="b" * 64,
+            transcripts=60,
+            tokens={"high": 1200, "low": 1100},
+            seed=3,
+            split_half_reliability=0.987,
+            versions={"torch": "2.13.0"},
+        ),
+    )
+
+
+def base_model(identity: str = "someone/small-chat", layer: LayerNeurons | None = None, **fields: Any) -> BaseModel:
+    described = {
+        "revision": None,
+        "model_type": "llama",
+        "num_layers": 3,
+        "neurons_per_layer": (layer or LayerNeurons(dense=12),) * 3,
+        "activation": "silu",
+        "gated": True,
+        "fingerprint": "c" * 64,
+    }
+    return BaseModel(identity, **(described | fields))
+
+
+def write_config(folder: Path, fields: dict[str, Any]) -> None:
+    """Writes config.json with its hash filled in."""
+
+    def pretty(digest: str) -> bytes:
+        whole = {**fields, "config_sha256": digest}
+        return (json.dumps(whole, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+    (folder / "config.json").write_bytes(pretty(hashlib.sha256(pretty("")).hexdigest()))

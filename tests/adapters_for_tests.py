@@ -1,0 +1,54 @@
+"""Valid personality adapters with random neurons, for any model that can be steered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.neurons import NeuronSet
+from npti_export.adapter.records import Method, PoleRecord, TraitRecord
+from npti_export.steering.sites import describe_base_model, find_sites
+from npti_export.traits import Pole
+
+GAMMA = 1.4
+SHARE = 0.3
+"""Of all neurons, how many each pole has."""
+
+
+def make_adapter(
+    model: nn.Module, seed: int = 0, traits: Sequence[str] = ("openness", "neuroticism"), **of_pole: object
+) -> PersonalityAdapter:
+    """An adapter for ``model``; the two poles of a trait share no neuron, those of two traits do.
+
+    Args:
+        model: Any model that can be steered, unsteered as yet.
+        seed: Of the neurons and their numbers.
+        traits: Which traits it has.
+        of_pole: Fields of every pole's record, such as ``positions`` or ``dropout``.
+    """
+    random = np.random.default_rng(seed)
+    base_model = describe_base_model(model, find_sites(model))
+    places = np.array([(layer, i) for layer, n in enumerate(base_model.neurons_per_layer) for i in range(n.dense)])
+    adapter = PersonalityAdapter(base_model, {})
+    for trait in traits:
+        order = random.permutation(len(places))
+        count = int(SHARE * len(places))
+        poles = {
+            Pole.HIGH: _pole(places[order[:count]], random, of_pole),
+            Pole.LOW: _pole(places[order[count : 2 * count]], random, of_pole),
+        }
+        adapter = adapter.with_trait(TraitRecord(trait, poles))
+    return adapter
+
+
+def _pole(places: np.ndarray, random: np.random.Generator, fields: dict[str, object]) -> PoleRecord:
+    layer, index = places[np.lexsort((places[:, 1], places[:, 0]))].T
+    target = random.uniform(0.1, 2.0, len(layer)).astype(np.float32)
+    delta = random.uniform(0.1, 0.6, len(layer)).astype(np.float32)
+    neurons = NeuronSet(
+        layer.astype(np.int16), index.astype(np.int32), Method().shift(GAMMA, target, delta), target, delta
+    )
+    return PoleRecord(neurons, GAMMA, **fields)  # type: ignore[arg-type]

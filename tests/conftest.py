@@ -1,0 +1,64 @@
+"""Fixtures for all tests: nothing of the user is read or written, no Hub is asked, and models are tiny."""
+
+from __future__ import annotations
+
+import os
+
+if "HF_ENDPOINT" not in os.environ:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from adapters_for_tests import make_adapter
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.demo import DEMO_MODEL
+
+
+@pytest.fixture(autouse=True)
+def own_paths(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a home, a cache of adapters and a working directory of its own, all of them empty."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("NPTI_EXPORT_HOME", str(home / "adapters"))
+    for name in ("NPTI_MODEL", "HF_TOKEN", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    working = home / "working"
+    working.mkdir()
+    monkeypatch.chdir(working)
+
+
+@pytest.fixture
+def demo_model_folder() -> Path:
+    """Where the bundled model lies."""
+    return DEMO_MODEL
+
+
+@pytest.fixture
+def tiny_llama() -> LlamaForCausalLM:
+    """A randomly initialised float32 Llama, fresh for every test, the same every time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        max_position_embeddings=128,
+        # Larger than usual, so that logits are far enough apart for a personality to change tokens.
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_adapter() -> Callable[..., PersonalityAdapter]:
+    """Makes an adapter with random neurons: ``tiny_adapter(model, seed=0, traits=("openness", "neuroticism"))``."""
+    return make_adapter

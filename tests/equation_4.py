@@ -1,0 +1,58 @@
+"""Equation 4 of the paper written anew, with plain forward hooks, to hold the package's tables against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.traits import Pole
+
+
+def activations_of(model: nn.Module) -> list[nn.Module]:
+    """The activation module of every layer of a Llama."""
+    return [layer.mlp.act_fn for layer in model.model.layers]
+
+
+@contextmanager
+def steered_by_hooks(
+    activations: list[nn.Module], adapter: PersonalityAdapter, trait: str, pole: Pole
+) -> Iterator[None]:
+    """Within the block every token is steered at strength 1: min with 0 on D, then plus γ · target · f(|δ|) on A."""
+    hooks = []
+    for layer, activation in enumerate(activations):
+        hooks.append(activation.register_forward_hook(_edit(adapter, trait, pole, layer)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _edit(adapter: PersonalityAdapter, trait: str, pole: Pole, layer: int):
+    towards, against = adapter.traits[trait].poles[pole], adapter.traits[trait].poles[pole.opposite]
+    shifted = {
+        int(at): towards.gamma * float(target) * (1.0 / (1.0 + math.exp(-10.0 * (abs(float(delta)) - 0.15))))
+        for where, at, target, delta in zip(
+            towards.neurons.layer,
+            towards.neurons.index,
+            towards.neurons.target,
+            towards.neurons.delta,
+            strict=True,
+        )
+        if where == layer
+    }
+    capped = [int(at) for where, at in zip(against.neurons.layer, against.neurons.index, strict=True) if where == layer]
+
+    def edit(_module: nn.Module, _arguments: object, activation: Tensor) -> Tensor:
+        moved = activation.clone()
+        moved[..., capped] = torch.clamp(moved[..., capped], max=0.0)
+        added = torch.tensor(list(shifted.values()), dtype=torch.float64).to(moved.dtype).to(moved.device)
+        moved[..., list(shifted)] = moved[..., list(shifted)] + added
+        return moved
+
+    return edit

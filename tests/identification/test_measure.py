@@ -1,0 +1,210 @@
+"""Statistics of neurons against plain NumPy on activations that hooks of the test saw in the very same forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chat_models import tiny_chat_model, tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from numpy.typing import NDArray
+from transformers import LlamaForCausalLM
+
+from npti_export.identification.answers import Decoding, Prompt, prompt_ids
+from npti_export.identification.elicit import Transcript, elicit, plan
+from npti_export.identification.measure import NeuronCounter, NeuronStatistics, bin_edges, measure, statistics_of
+from npti_export.steering.sites import find_sites
+from npti_export.traits import Pole
+from npti_export.traits.material import Persona, Question
+
+TOKENIZER = tiny_tokenizer()
+LAYERS, WIDTH = 3, 48
+QUESTIONS = [Question("openness", f"{what}?") for what in ("Art", "A long walk", "Tea", "Why not", "Who")]
+PERSONAS = [Persona("openness", Pole.HIGH, "You dream."), Persona("openness", Pole.LOW, "You count.")]
+BATCH = 4
+
+
+@contextmanager
+def seen_activations(model: LlamaForCausalLM) -> Iterator[list[tuple[NDArray[np.int64], NDArray[np.float32]]]]:
+    """Every forward's ids [rows, tokens] and activations [rows, tokens, layers, width], as hooks of ours saw them."""
+    forwards: list[Any] = []
+    running: list[torch.Tensor] = []
+
+    def after(_module: object, _arguments: object, keywords: dict[str, Any], _output: object) -> None:
+        forwards.append((keywords["input_ids"].numpy().copy(), torch.stack(running, dim=2).numpy()))
+        running.clear()
+
+    def activated(_module: object, _arguments: object, output: torch.Tensor) -> None:
+        running.append(output.clone())
+
+    hooks = [model.register_forward_hook(after, with_kwargs=True)]
+    hooks += [layer.mlp.act_fn.register_forward_hook(activated) for layer in model.model.layers]
+    try:
+        yield forwards
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    """Its answers end at different places: a common letter is made an end sign."""
+    model = tiny_chat_model()
+    model.generation_config.eos_token_id = [1, *TOKENIZER.convert_tokens_to_ids(["#", "N", "p"])]
+    return model
+
+
+@pytest.fixture(scope="module")
+def elicited(model: LlamaForCausalLM) -> tuple[list[Transcript], list[NDArray[np.float32]]]:
+    """Transcripts, and the activations of each [tokens, layers, width] as they were while it was generated."""
+    decoding = Decoding(max_new_tokens=24, repetition_penalty=1.1, batch_size=BATCH)
+    transcripts, decoded = [], []
+    for pair in plan(QUESTIONS, PERSONAS, seed=0):
+        with seen_activations(model) as forwards:
+            [transcript] = elicit(model, TOKENIZER, [pair], decoding=decoding)
+        steps = [activations[0] for ids, activations in forwards if ids.shape[1] == 1]
+        transcripts.append(transcript)
+        decoded.append(np.concatenate(steps) if steps else np.zeros((0, LAYERS, WIDTH), np.float32))
+    together = elicit(model, TOKENIZER, plan(QUESTIONS, PERSONAS, seed=0), decoding=decoding)
+    assert together == transcripts
+    return transcripts, decoded
+
+
+def measured(
+    model: LlamaForCausalLM, transcripts: list[Transcript]
+) -> tuple[NeuronStatistics, list[NDArray[np.float32]]]:
+    """The statistics, and what our hooks saw on the counted tokens of each transcript, [tokens, layers, width]."""
+    with seen_activations(model) as forwards:
+        sites = find_sites(model)
+        forwards.clear()
+        statistics = measure(model, TOKENIZER, sites, transcripts, BATCH)
+    values = []
+    for transcript in transcripts:
+        prompt = prompt_ids(Prompt(transcript.question, transcript.persona), TOKENIZER)
+        fed = [*prompt, *transcript.token_ids[:-1]]
+        rows = [
+            activations[row]
+            for ids, activations in forwards
+            for row in range(len(ids))
+            if ids[row, : len(fed)].tolist() == fed and not ids[row, len(fed) :].any()
+        ]
+        assert len(rows) == 1
+        values.append(rows[0][len(prompt) : len(fed)])
+    return statistics, values
+
+
+def test_statistics_equal_plain_numpy(
+    model: LlamaForCausalLM, elicited: tuple[list[Transcript], list[NDArray[np.float32]]]
+) -> None:
+    transcripts, _ = elicited
+    assert len({len(transcript.token_ids) for transcript in transcripts}) > 2
+    probability, target = {}, {}
+    for pole in Pole:
+        statistics, values = measured(model, [t for t in transcripts if t.pole is pole])
+        flat = np.concatenate(values).reshape(-1, LAYERS * WIDTH)
+        assert statistics.widths == (WIDTH,) * LAYERS
+        assert statistics.tokens == len(flat) == sum(len(t.token_ids) - 1 for t in transcripts if t.pole is pole)
+        np.testing.assert_array_equal(statistics.active, (flat > 0).sum(0))
+        np.testing.assert_array_equal(statistics.histogram.sum(1), len(flat))
+        np.testing.assert_allclose(statistics.total / statistics.tokens, flat.astype(np.float64).mean(0), rtol=1e-9)
+        exact = np.percentile(flat, 95, axis=0, method="inverted_cdf")
+        target[pole] = statistics.percentile(95.0)
+        assert (np.abs(target[pole] - exact) <= np.maximum(0.01 * np.abs(exact), 0.005)).all()
+        np.testing.assert_array_equal(target[pole] > 0, exact > 0)
+        probability[pole] = (flat > 0).mean(0)
+        np.testing.assert_array_equal(statistics.probability, probability[pole])
+        means = np.array([of_answer.astype(np.float64).mean(0).ravel() for of_answer in values if len(of_answer)])
+        mean, variance = statistics.answer_moments()
+        np.testing.assert_allclose(mean, means.mean(0), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(variance, means.var(0, ddof=1), rtol=1e-6, atol=1e-12)
+    assert np.abs(probability[Pole.HIGH] - probability[Pole.LOW]).max() > 0.1
+
+
+def test_activations_are_those_of_decoding(
+    model: LlamaForCausalLM, elicited: tuple[list[Transcript], list[NDArray[np.float32]]]
+) -> None:
+    """One forward over prompt and answer sees what token-by-token decoding with a cache saw."""
+    transcripts, decoded = elicited
+    _, forced = measured(model, transcripts)
+    assert [len(values) for values in decoded] == [len(values) for values in forced]
+    one, other = np.concatenate(decoded), np.concatenate(forced)
+    assert one.size > 10_000
+    assert ((one > 0) != (other > 0)).mean() < 0.001
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_an_end_sign_and_a_token_that_was_never_fed_do_not_count(model: LlamaForCausalLM) -> None:
+    transcript = Transcript("openness", Pole.HIGH, "Tea?", "You dream.", "", (1,), True)
+    statistics = measure(model, TOKENIZER, find_sites(model), [transcript])
+    assert (statistics.tokens, statistics.answers, statistics.active.sum()) == (0, 0, 0)
+    longer = replace(transcript, token_ids=(20, 30, 1))
+    cut = replace(transcript, token_ids=(20, 30, 40), finished=False)
+    ended, broken_off = (measure(model, TOKENIZER, find_sites(model), [t, transcript]) for t in (longer, cut))
+    assert (ended.tokens, ended.answers) == (2, 1)
+    np.testing.assert_array_equal(ended.histogram, broken_off.histogram)
+
+
+def test_batches_and_halves_add_up(
+    model: LlamaForCausalLM, elicited: tuple[list[Transcript], list[NDArray[np.float32]]]
+) -> None:
+    transcripts, _ = elicited
+    sites = find_sites(model)
+    progress: list[int] = []
+    whole = measure(model, TOKENIZER, sites, transcripts, 3, progress.append)
+    assert progress == [3, 3, 3, 1]
+    halves = [measure(model, TOKENIZER, sites, transcripts[start::2], 2) for start in (0, 1)]
+    added = halves[0] + halves[1]
+    assert (added.tokens, added.answers) == (whole.tokens, whole.answers)
+    # Another batch gives other last bits, which may move a value over the edge of a bin, seldom more than one.
+    assert np.abs(added.histogram - whole.histogram).sum() <= whole.histogram.sum() * 0.001
+    np.testing.assert_allclose(added.total, whole.total, rtol=1e-4, atol=1e-4)
+    assert not any(layer.mlp.act_fn._forward_hooks for layer in model.model.layers)
+
+
+VALUES = st.one_of(
+    st.floats(-0.25, 4.0, width=32),
+    st.floats(1.0, 1e5, width=32),
+    st.sampled_from([0.0, -0.0, 1e-40, 1e-6, -1e-6, 1 / 128, 1.0, 2.0, -0.5]),
+).map(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st_numpy.arrays(np.float32, st.tuples(st.integers(1, 60), st.just(3)), elements=VALUES),
+    st.sampled_from([50.0, 90.0, 95.0, 99.0]),
+)
+def test_counts_and_percentiles_of_any_values(values: NDArray[np.float32], percentile: float) -> None:
+    counter = NeuronCounter(3, torch.device("cpu"))
+    counter.add(torch.from_numpy(values), torch.zeros(len(values), dtype=torch.int64))
+    statistics = statistics_of([counter], len(values), 1)
+    exact = np.percentile(values, percentile, axis=0, method="inverted_cdf")
+    found = statistics.percentile(percentile)
+    assert found.dtype == np.float32
+    assert (np.abs(found - exact) <= np.maximum(0.01 * np.abs(exact), 0.005)).all()
+    np.testing.assert_array_equal(found > 0, exact > 0)
+    np.testing.assert_array_equal(statistics.probability, (values > 0).mean(0))
+
+
+def test_bins_are_as_narrow_as_targets_need() -> None:
+    edges = bin_edges().astype(np.float64)
+    assert (np.diff(edges) > 0).all()
+    half = np.diff(edges) / 2
+    assert (half <= np.maximum(0.01 * edges[:-1], 0.005)).all()
+
+
+def test_many_tokens_in_one_call_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npti_export.identification.measure.TOKENS_AT_ONCE", 7)
+    values = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    counter = NeuronCounter(4, torch.device("cpu"))
+    counter.add(values, torch.arange(50) // 20)
+    statistics = statistics_of([counter], 50, 3)
+    np.testing.assert_array_equal(statistics.histogram.sum(1), 50)
+    expected = [np.histogram(column, np.r_[-np.inf, bin_edges(), np.inf])[0] for column in values.T.numpy()]
+    np.testing.assert_array_equal(statistics.histogram, expected)

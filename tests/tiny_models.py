@@ -1,0 +1,25 @@
+"""Randomly initialised models of any family, a few thousand parameters each."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def tiny(family: str, **sizes: object) -> nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**SIZES | sizes)).eval()
