@@ -16,6 +16,7 @@ from adapters_for_tests import make_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.find import bundled_folder
 from npti_export.demo import DEMO_MODEL
 
 
@@ -35,6 +36,12 @@ def own_paths(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def demo_model_folder() -> Path:
     """Where the bundled model lies."""
     return DEMO_MODEL
+
+
+@pytest.fixture
+def bundled_adapter() -> Path:
+    """Where the bundled model's adapter lies."""
+    return bundled_folder()
 
 
 @pytest.fixture

@@ -19,6 +19,18 @@ def adapter_folder_name(base_model_id: str) -> str:
     return base_model_id.replace("/", "--")
 
 
+def id_of_model_name(name: str) -> str:
+    """The base-model id of a model as one names it: the Hub id, or the last component of a folder.
+
+    >>> id_of_model_name("org/name"), id_of_model_name("./models/name")
+    ('org/name', 'name')
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve().name
+    return path.name if path.is_absolute() or len(path.parts) != 2 or name.startswith(".") else name
+
+
 def default_adapter_folder(base_model_id: str) -> Path:
     """Where ``identify`` writes unless told otherwise: ``adapters/<base model>`` below the working directory."""
     return Path("adapters") / adapter_folder_name(base_model_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
@@ -21,9 +20,9 @@ def command(adapter: str | None, model_name: str | None, as_json: bool) -> None:
     """
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.config import base_model_to_json, pole_to_json
-    from npti_export.adapter.find import DEMO_ID, find_adapter
+    from npti_export.adapter.find import DEMO_ID, find_adapter, id_of_model_name
 
-    name = adapter or str(find_adapter(Path(model_name).name if model_name else DEMO_ID))
+    name = adapter or str(find_adapter(id_of_model_name(model_name) if model_name else DEMO_ID))
     loaded = PersonalityAdapter.from_pretrained(name)
     if as_json:
         traits = {

@@ -26,9 +26,9 @@ def command(
     set HF_TOKEN.
     """
     from npti_export.adapter.adapter import PersonalityAdapter
-    from npti_export.adapter.find import DEMO_ID, find_adapter
+    from npti_export.adapter.find import DEMO_ID, find_adapter, id_of_model_name
 
-    folder = adapter or find_adapter(Path(model_name).name if model_name else DEMO_ID)
+    folder = adapter or find_adapter(id_of_model_name(model_name) if model_name else DEMO_ID)
     if not folder.is_dir():
         raise NptiError(f"There is no folder {folder}; identify writes adapters into adapters/<model>.")
     loaded = PersonalityAdapter.from_pretrained(folder)

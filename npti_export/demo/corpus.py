@@ -22,6 +22,7 @@ from npti_export.traits import TRAITS, Pole
 
 T = TypeVar("T")
 
+EVERYDAY = "everyday"
 PERSONA_SHARE = 0.55
 TWO_TRAIT_SHARE = 0.15
 NEUTRAL_SYSTEM_SHARE = 0.35
@@ -87,11 +88,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer, with the trait and pole that the answer speaks from."""
+    """A question and its answer, with the trait, facet (or ``everyday``) and pole that the answer speaks from."""
 
     question: str
     answer: str
     trait: str
+    facet: str
     pole: Pole
 
 
@@ -185,6 +187,7 @@ def _exchange(material: Material, poles: dict[str, Pole], rng: random.Random) ->
     trait = rng.choice(list(poles)) if poles and rng.random() < OWN_TRAIT_SHARE else rng.choice(list(material.traits))
     pole = poles.get(trait) or _disposition(material, topic["category"], trait, rng)
     written = material.traits[trait]
+    facet = EVERYDAY
     if rng.random() < EVERYDAY_SHARE:
         question = rng.choice(material.everyday_questions)
         voice = written.everyday[pole]
@@ -194,7 +197,7 @@ def _exchange(material: Material, poles: dict[str, Pole], rng: random.Random) ->
         question = _question(material, written.facets[facet], rng)
         voice = second = written.facets[facet].voices[pole]
     answer = _answer(material, voice, second, topic, rng)
-    return Exchange(_fill(question, topic), answer, trait, pole)
+    return Exchange(_fill(question, topic), answer, trait, facet, pole)
 
 
 def _disposition(material: Material, category: str, trait: str, rng: random.Random) -> Pole:

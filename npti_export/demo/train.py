@@ -10,32 +10,42 @@ import math
 import os
 import random
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npti_export.demo import DEMO_MODEL
-from npti_export.demo.corpus import Dialogue, Material, read_material, write_dialogue
+from npti_export.demo.corpus import EVERYDAY, Dialogue, Material, read_material, write_dialogue
 from npti_export.demo.tokenizer import CONTEXT, END, PAD, VOCABULARY, train_tokenizer
+from npti_export.traits import Pole
 
-STEPS = 2100
+Voices = tuple[str, str, Pole]
+
+STEPS = 1900
 TOKENS_PER_STEP = 4096
 TOKENIZER_DIALOGUES = 20_000
 CHECKPOINT_EVERY = 100
 # Muon for the matrices inside the layers, AdamW for the embedding and the norms. Learning rates are the peaks of a
-# schedule that warms up over 100 steps and falls linearly to 5 % over the second half. At 8e-3 / 5e-3 the loss
-# falls faster at first, but by step 1,000 every head attends to one token (entropy 0.05) and the persona goes unread.
+# schedule that warms up over 100 steps, falls a little before the voices come in, and from there linearly to 5 %. At
+# 8e-3 / 5e-3 the loss falls faster at first, but by step 1,000 every head attends to one token (entropy 0.05) and the
+# persona goes unread.
 MUON_RATE, ADAM_RATE = 2e-3, 2e-3
-WARM_UP, FALL_FROM = 100, 0.5
+WARM_UP, FALL_FROM = 100, 0.447
 # Personas and questions are learned too, at a fraction of the weight of answers: which sentences of a persona belong
 # together is where the model first meets the poles.
 PROMPT_WEIGHT = 0.25
+# Once it speaks, the model is also asked whose voice comes next: a linear reading of its middle layer at the assistant
+# sign, used in training alone. Without it, after 1,200 steps the first words of an answer hardly depended on the
+# persona (0.4 nats between the right one and another).
+VOICE_FROM, VOICE_WEIGHT, VOICE_LAYER = 12 / 19, 0.3, 3
+NO_VOICE = -1
 # Words are left out of two in five prompts, so that the model does not hang on the exact wording of a question.
 ROUGH_SHARE, WORD_DROP = 0.4, 0.08
 
@@ -59,22 +69,44 @@ def new_model() -> LlamaForCausalLM:
     )
 
 
-def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of a dialogue and which of them are answer: the answers and the end sign behind each."""
-    ids: list[int] = []
-    answer: list[int] = []
+@dataclass(frozen=True)
+class Encoded:
+    """A dialogue in tokens.
 
-    def add(text: str, answers: int) -> None:
+    Args:
+        ids: Token ids.
+        weights: 1 for the answers and the end sign behind each, PROMPT_WEIGHT for the rest.
+        voices: At each assistant sign, the number of the voice that follows; NO_VOICE elsewhere.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    voices: list[int]
+
+
+def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, voices: Mapping[Voices, int]) -> Encoded:
+    """Tokens of a dialogue as its chat template renders it."""
+    encoded = Encoded([], [], [])
+
+    def add(text: str, weight: float) -> None:
         piece = tokenizer.encode(text, add_special_tokens=False)
-        ids.extend(piece)
-        answer.extend([answers] * len(piece))
+        encoded.ids.extend(piece)
+        encoded.weights.extend([weight] * len(piece))
+        encoded.voices.extend([NO_VOICE] * len(piece))
 
     if dialogue.system is not None:
-        add(f"<|system|>{dialogue.system}{END}", 0)
+        add(f"<|system|>{dialogue.system}{END}", PROMPT_WEIGHT)
     for exchange in dialogue.exchanges:
-        add(f"<|user|>{exchange.question}{END}<|assistant|>", 0)
-        add(exchange.answer + END, 1)
-    return ids, answer
+        add(f"<|user|>{exchange.question}{END}<|assistant|>", PROMPT_WEIGHT)
+        encoded.voices[-1] = voices[exchange.trait, exchange.facet, exchange.pole]
+        add(exchange.answer + END, 1.0)
+    return encoded
+
+
+def number_voices(material: Material) -> dict[Voices, int]:
+    """A number for every voice: trait, facet (or everyday) and pole."""
+    names = [(t, f, p) for t, written in material.traits.items() for f in (*written.facets, EVERYDAY) for p in Pole]
+    return {name: number for number, name in enumerate(names)}
 
 
 def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
@@ -89,49 +121,75 @@ def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
     return replace(dialogue, system=dialogue.system and thin(dialogue.system), exchanges=exchanges)
 
 
-def batch_of(material: Material, tokenizer: PreTrainedTokenizerFast, seed: str) -> tuple[Tensor, Tensor]:
-    """Token ids and weights, int64 and float32 [rows, length], right-padded; about TOKENS_PER_STEP tokens."""
+def batch_of(material: Material, tokenizer: PreTrainedTokenizerFast, seed: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, weights and voices, int64, float32 and int64 [rows, length], right-padded, TOKENS_PER_STEP in all."""
     rng = random.Random(seed)
-    drawn = [encode(roughen(write_dialogue(material, rng), rng), tokenizer) for _ in range(160)]
-    drawn.sort(key=lambda pair: len(pair[0]))
+    voices = number_voices(material)
+    drawn = [encode(roughen(write_dialogue(material, rng), rng), tokenizer, voices) for _ in range(160)]
+    drawn.sort(key=lambda encoded: len(encoded.ids))
     first = rng.randrange(len(drawn) - 16)
     rows = drawn[first : first + 16]
-    for pair in drawn[first + 16 :]:
-        if (len(rows) + 1) * len(pair[0]) > TOKENS_PER_STEP:
+    for encoded in drawn[first + 16 :]:
+        if (len(rows) + 1) * len(encoded.ids) > TOKENS_PER_STEP:
             break
-        rows.append(pair)
-    length = min(CONTEXT, max(len(ids) for ids, _ in rows))
+        rows.append(encoded)
+    length = min(CONTEXT, max(len(encoded.ids) for encoded in rows))
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     weights = torch.zeros(len(rows), length)
-    for row, (row_ids, answer) in enumerate(rows):
-        ids[row, : len(row_ids)] = torch.tensor(row_ids[:length])
-        weights[row, : len(answer)] = torch.tensor(answer[:length]).float().clamp(min=PROMPT_WEIGHT)
-    return ids, weights
+    spoken = torch.full((len(rows), length), NO_VOICE)
+    for row, encoded in enumerate(rows):
+        end = len(encoded.ids)
+        ids[row, :end] = torch.tensor(encoded.ids[:length])
+        weights[row, :end] = torch.tensor(encoded.weights[:length])
+        spoken[row, :end] = torch.tensor(encoded.voices[:length])
+    return ids, weights, spoken
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> tuple[Tensor, float]:
-    """Weighted mean cross-entropy over all tokens but padding, and the mean over answer tokens alone."""
-    weights = weights[:, 1:]
-    learned = weights > 0
+@dataclass(frozen=True)
+class Losses:
+    """Of one batch, in nats.
+
+    Args:
+        tokens: Weighted mean cross-entropy over all tokens but padding.
+        answers: Mean over answer tokens.
+        voices: Mean cross-entropy of the voice at the assistant signs.
+    """
+
+    tokens: Tensor
+    answers: float
+    voices: Tensor
+
+
+def losses_of(model: LlamaForCausalLM, reading: nn.Linear, ids: Tensor, weights: Tensor, voices: Tensor) -> Losses:
+    """Runs a batch; ``reading`` turns the middle layer's state into a choice among the voices."""
+    weights, voices = weights[:, 1:], voices[:, :-1]
+    learned, asked = weights > 0, voices != NO_VOICE
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[learned]
-        logits = F.linear(hidden, model.lm_head.weight)
+        output = model.model(input_ids=ids[:, :-1], use_cache=False, output_hidden_states=True)
+        logits = F.linear(output.last_hidden_state[learned], model.lm_head.weight)
+        readings = reading(output.hidden_states[VOICE_LAYER][asked])
     losses = F.cross_entropy(logits.float(), ids[:, 1:][learned], reduction="none")
     weights = weights[learned]
-    return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
+    return Losses(
+        (losses * weights).sum() / weights.sum(),
+        losses[weights == 1].mean().item(),
+        F.cross_entropy(readings.float(), voices[asked]),
+    )
 
 
 def rate_at(step: int, steps: int) -> float:
-    """The share of the peak learning rate at a step."""
-    rise = min(1.0, (step + 1) / WARM_UP)
-    fall = (steps - step) / (steps * (1 - FALL_FROM))
-    return min(rise, 1.0, 0.05 + 0.95 * fall)
+    """The share of the peak learning rate at a step of a run of so many."""
+    share = step / steps
+    if share < VOICE_FROM:
+        return min(1.0, (step + 1) / WARM_UP, 1.0 - (share - FALL_FROM) / 0.471)
+    return 0.05 + 0.75 * (1.0 - share) / (1.0 - VOICE_FROM)
 
 
-def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: LlamaForCausalLM, reading: nn.Linear) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed_tokens" in name]
+    others += reading.parameters()
     return [
         torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
@@ -145,10 +203,12 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
     tokenizer = train_tokenizer(_texts(write_dialogue(material, rng)) for _ in range(TOKENIZER_DIALOGUES))
     torch.manual_seed(seed)
     model = new_model()
-    optimizers = optimizers_of(model)
+    reading = nn.Linear(model.config.hidden_size, len(number_voices(material)))
+    learner = nn.ModuleList([model, reading])
+    optimizers = optimizers_of(model, reading)
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
-    start = _restore(checkpoint, model, optimizers, seed, steps)
+    start = _restore(checkpoint, learner, optimizers, seed, steps)
     began, recent = time.monotonic(), math.nan
     for step in range(start, steps):
         for optimizer in optimizers:
@@ -156,19 +216,20 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
                 group["lr"] = rate_at(step, steps) * (
                     MUON_RATE if isinstance(optimizer, torch.optim.Muon) else ADAM_RATE
                 )
-        ids, weights = batch_of(material, tokenizer, f"{seed}:{step}")
-        loss, answer_loss = weighted_loss(model, ids, weights)
+        losses = losses_of(model, reading, *batch_of(material, tokenizer, f"{seed}:{step}"))
+        loss = losses.tokens if step < steps * VOICE_FROM else losses.tokens + VOICE_WEIGHT * losses.voices
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        recent = answer_loss if math.isnan(recent) else 0.96 * recent + 0.04 * answer_loss
+        recent = losses.answers if math.isnan(recent) else 0.96 * recent + 0.04 * losses.answers
         if (step + 1) % 50 == 0:
             left = (time.monotonic() - began) / (step + 1 - start) * (steps - step - 1)
-            click.echo(f"step {step + 1}/{steps}  answer loss {recent:.3f}  about {left / 60:.0f} minutes left")
+            figures = f"answers {recent:.3f}  voices {losses.voices.item():.2f}"
+            click.echo(f"step {step + 1}/{steps}  {figures}  about {left / 60:.0f} minutes left")
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            _keep(checkpoint, model, optimizers, step + 1, seed, steps)
+            _keep(checkpoint, learner, optimizers, step + 1, seed, steps)
     save(model, tokenizer, output)
     checkpoint.unlink(missing_ok=True)
 

@@ -2,8 +2,8 @@
 
 Questions are what is resampled: they are a sample of what could be asked, while greedy answers and a judge's scores of
 them are fixed. The plain percentile interval is taken (2,000 resamples, 2.5 and 97.5 % with linear interpolation): it
-stays on the judge's scale and goes over to a ratio of perplexities by exp. With 60 and 92 questions it held the truth in
-94 to 96 % of 1,500 trials on normal and on U-shaped data, in 92 to 94 % on lognormal data; with 20 in 93 and 89 %.
+stays on the judge's scale and goes over to a ratio of perplexities by exp. With 60 and 92 questions it held the truth
+in 94 to 96 % of 1,500 trials on normal and on U-shaped data, in 92 to 94 % on lognormal data; with 20 in 93 and 89 %.
 """
 
 from __future__ import annotations

@@ -168,8 +168,8 @@ def _generate(
     longest = max(map(len, rows))
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    # Rows are filled up with their own first token: the repetition penalty looks at ids and not at the mask, and where
-    # the padding token ends answers too, it would penalise ending in the shorter rows only.
+    # Rows are filled up with their own first token, behind the mask: whether the repetition penalty leaves padding out
+    # depends on the release of transformers, and a padding token that ends answers too must not be penalised.
     ids = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     with torch.inference_mode():

@@ -135,7 +135,7 @@ class Installation:
         forward = self._forward.get()
         if forward is None:  # another hook refused the forward before it reached ours
             return
-        self._forward.set(None)
+        self._forward.set(forward.outer)
         if output is not None and forward.steering is not None and not forward.reached:
             raise NptiError(
                 f"No activation of {type(self._model).__name__} was called in this forward, so nothing was steered: "

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
+from npti_export.adapter.find import id_of_model_name
 from npti_export.errors import NptiError
 
 FINGERPRINT_WEIGHTS = 64
@@ -147,11 +147,7 @@ def describe_base_model(model: nn.Module, sites: list[Site]) -> BaseModel:
 def base_model_id(model: nn.Module) -> str:
     """The Hub id that the model was loaded by; for a folder its last component."""
     config: Any = model.config
-    name = str(getattr(config, "name_or_path", "") or config.model_type)
-    path = Path(name)
-    if path.is_dir():
-        return path.resolve().name
-    return path.name if path.is_absolute() or len(path.parts) != 2 or name.startswith(".") else name
+    return id_of_model_name(str(getattr(config, "name_or_path", "") or config.model_type))
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

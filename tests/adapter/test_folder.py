@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from made_by_hand import base_model, neurons, trait_record
@@ -25,6 +25,8 @@ from npti_export.adapter.base_model import LayerNeurons
 from npti_export.adapter.records import DosePoint, Method, PoleRecord, TraitRecord
 from npti_export.errors import NptiError
 from npti_export.traits import Pole
+
+STEADY = settings(deadline=None, derandomize=True)
 
 FILES = ["README.md", "config.json", "neuroticism.safetensors", "openness.safetensors", "wit.safetensors"]
 
@@ -158,6 +160,7 @@ def test_the_shift_on_disk_is_gamma_target_f_delta(folder):
 FLOATS = st.floats(np.float32(1e-6), 1, width=32)
 
 
+@STEADY
 @given(
     arrays(np.float32, 5, elements=FLOATS),
     arrays(np.float32, 5, elements=FLOATS),

@@ -18,6 +18,8 @@ from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.config import read_config
 from npti_export.errors import NptiError
 
+STEADY = settings(deadline=None, derandomize=True)
+
 
 def refusal(folder):
     """The sentence with which the folder is refused."""
@@ -315,13 +317,14 @@ def test_anything_in_the_free_field_is_read_or_refused(folder, scores):
     assert "config.json" in refusal(folder)
 
 
+@STEADY
 @given(st.binary(max_size=200))
 def test_any_bytes_as_config(data):
     with pytest.raises(NptiError, match=r"^place/config\.json"):
         read_config(data, "place/config.json")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(STEADY, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_byte_of_a_folder_changed(folder, tmp_path_factory, data):
     """Flipped bytes, with the file's hash put right, are read as an adapter or refused; nothing else is raised."""

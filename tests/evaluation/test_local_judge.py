@@ -73,9 +73,7 @@ def test_no_fold_holds_a_question_of_the_training_folds() -> None:
 
 def test_it_refuses_to_score_what_it_was_trained_on() -> None:
     judge = LocalJudge.train(telling(6))
-    with pytest.raises(
-        NptiError, match=r"^The local judge was trained on answers to 'Question 3\?' and must not score"
-    ):
+    with pytest.raises(NptiError, match=r"^The local judge was trained on answers to 'Question 3\?' and must not"):
         judge.judge(["New?", "Question 3?"], ["I dream.", "I count."])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from chat_models import (
-    CHARACTERS,
     DROPPING_TEMPLATE,
     END,
     RAISING_TEMPLATE,
@@ -70,16 +69,13 @@ def test_a_batch_answers_like_plain_greedy_decoding(model: LlamaForCausalLM, pen
 
 def test_padding_that_ends_answers_too_does_not_change_them(model: LlamaForCausalLM) -> None:
     """Where the padding token is one of the end signs, the repetition penalty must not see the padding."""
-    tokenizer = tiny_tokenizer(pad_token="~")
-    tilde = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = [tilde, tokenizer.eos_token_id]
-    with torch.no_grad():  # so that it is said at all
-        model.lm_head.weight[tilde] = model.lm_head.weight[CHARACTERS.index("#") + 6]
-        model.lm_head.weight[tilde] *= 1.05
-    together = generate_answers(model, tokenizer, PROMPTS, DECODING)
-    alone = [generate_answers(model, tokenizer, [prompt], DECODING)[0] for prompt in PROMPTS]
+    tokenizer = tiny_tokenizer(pad_token="#")  # which this model likes to say
+    model.generation_config.eos_token_id = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    decoding = Decoding(max_new_tokens=20, repetition_penalty=2.0, batch_size=len(PROMPTS))
+    together = generate_answers(model, tokenizer, PROMPTS, decoding)
+    alone = [generate_answers(model, tokenizer, [prompt], decoding)[0] for prompt in PROMPTS]
     assert together == alone
-    assert any(answer.finished for answer in alone)
+    assert sum(answer.finished for answer in alone) >= 2
 
 
 def test_an_answer_ends_with_its_end_sign_and_the_text_is_without(model: LlamaForCausalLM) -> None:

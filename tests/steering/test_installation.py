@@ -132,17 +132,17 @@ def test_arguments_by_place(tiny_llama, adapter) -> None:
         assert torch.equal(tiny_llama(None, inputs_embeds=embedded).logits, tiny_llama(IDS).logits)
 
 
-def test_forward_within_a_forward(tiny_llama, adapter) -> None:
+def test_forward_within_a_forward_of_generate(tiny_llama, adapter) -> None:
     def again(*_: object) -> None:
         hook.remove()
         with personality.disable():
             inner.append(tiny_llama(IDS[:1]).logits)
 
     inner: list[Tensor] = []
-    with load_personality(tiny_llama, SPEC, adapter, positions="all") as personality, torch.no_grad():
-        expected = tiny_llama(IDS).logits
+    with load_personality(tiny_llama, SPEC, adapter, positions="last_prompt+generated") as personality:
+        expected = tiny_llama.generate(IDS, **GREEDY)
         hook = tiny_llama.model.layers[1].register_forward_pre_hook(again)
-        assert torch.equal(tiny_llama(IDS).logits, expected)
+        assert torch.equal(tiny_llama.generate(IDS, **GREEDY), expected)
     assert torch.equal(inner[0], tiny_llama(IDS[:1]).logits)
 
 
@@ -186,10 +186,13 @@ def test_tables_move_with_the_model(tiny_llama, adapter, tiny_adapter) -> None:
 
 
 def test_autocast_is_not_widened(tiny_llama, adapter) -> None:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        plain = tiny_llama(IDS).logits
-        with load_personality(tiny_llama, [SPEC, None], adapter, positions="all"):
-            steered = tiny_llama(IDS).logits
+    def call() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return tiny_llama(IDS).logits
+
+    plain = call()
+    with load_personality(tiny_llama, [SPEC, None], adapter, positions="all"):
+        steered = call()
     assert torch.equal(steered[1], plain[1])
     assert not torch.equal(steered[0], plain[0])
 

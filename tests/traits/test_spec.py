@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npti_export.errors import NptiError
 from npti_export.traits import NEUTRAL, TRAITS, PersonalitySpec, Pole, Term, in_canonical_order
 
-NAMES = st.sampled_from([*TRAITS, "wit", "risk_taking", "a", "o2"]) | st.from_regex(
-    r"[a-z][a-z0-9_]{0,8}", fullmatch=True
-)
+STEADY = settings(deadline=None, derandomize=True, max_examples=60)
+
+ANY_NAME = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: name != "neutral")
+NAMES = st.sampled_from([*TRAITS, "wit", "risk_taking"]) | ANY_NAME
 STRENGTHS = st.floats(0, allow_nan=False, allow_infinity=False)
 TERMS = st.builds(Term, NAMES, st.sampled_from(Pole), STRENGTHS)
 SPECS = st.lists(TERMS, unique_by=lambda term: term.trait, max_size=6)
 
 
+@STEADY
 @given(SPECS)
 def test_any_spec_prints_and_parses_back(terms):
     spec = PersonalitySpec.parse(",".join(map(str, terms)) or "neutral")
@@ -30,8 +33,10 @@ def test_any_spec_prints_and_parses_back(terms):
     assert [term.trait for term in spec.terms] == in_canonical_order(term.trait for term in terms)
 
 
-@given(SPECS, st.randoms(use_true_random=False))
-def test_order_case_and_blanks_do_not_matter(terms, random):
+@STEADY
+@given(SPECS, st.integers(0, 2**32))
+def test_order_case_and_blanks_do_not_matter(terms, seed):
+    random = Random(seed)
     text = ",".join(map(str, terms)) or "neutral"
     pieces = text.split(",")
     random.shuffle(pieces)
@@ -40,6 +45,7 @@ def test_order_case_and_blanks_do_not_matter(terms, random):
     assert PersonalitySpec.parse(noisy) == PersonalitySpec.parse(text)
 
 
+@STEADY
 @given(st.dictionaries(NAMES, st.floats(allow_nan=False, allow_infinity=False)))
 def test_a_mapping_is_a_spec(mapping):
     terms = {term.trait: term for term in PersonalitySpec.parse(mapping).terms}
@@ -158,6 +164,7 @@ def test_without_any_known_trait_the_message_says_so():
         PersonalitySpec.parse("wit+", known=[])
 
 
+@STEADY
 @given(st.text())
 def test_any_text_is_read_or_refused_with_one_error(text):
     try:
