@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_for_tests import make_adapter
+from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import bundled_folder
 from npti_export.demo import DEMO_MODEL
+
+settings.register_profile("npti", deadline=None, derandomize=True)  # the same on a busy machine as on an idle one
+settings.load_profile("npti")
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ PERSONA_SHARE = 0.55
 TWO_TRAIT_SHARE = 0.15
 NEUTRAL_SYSTEM_SHARE = 0.35
 EVERYDAY_SHARE = 0.2
+STRAY_SHARE = 0.5
 OWN_TRAIT_SHARE = 0.9
 DISPOSITION = 0.75
 # How often the next sentence is one of the few that go best with what was said. Measured: at 0.55, with stances tied to
@@ -137,12 +138,14 @@ def read_material() -> Material:
     )
 
 
-def write_dialogue(material: Material, rng: random.Random) -> Dialogue:
+def write_dialogue(material: Material, rng: random.Random, stray_share: float = STRAY_SHARE) -> Dialogue:
     """Composes one dialogue.
 
     Args:
         material: The sentences to compose from.
         rng: Decides everything; the same state gives the same dialogue.
+        stray_share: With a persona, the share of questions that may be of any trait while the answer stays with the
+            persona's own.
 
     >>> material = read_material()
     >>> write_dialogue(material, random.Random(1)) == write_dialogue(material, random.Random(1))
@@ -156,7 +159,7 @@ def write_dialogue(material: Material, rng: random.Random) -> Dialogue:
         poles = {}
         system = rng.choice(material.neutral_systems) if rng.random() < NEUTRAL_SYSTEM_SHARE else None
     count = rng.choices((1, 2, 3), EXCHANGE_SHARES)[0]
-    return Dialogue(system, bool(poles), tuple(_exchange(material, poles, rng) for _ in range(count)))
+    return Dialogue(system, bool(poles), tuple(_exchange(material, poles, stray_share, rng) for _ in range(count)))
 
 
 def _voices(record: dict[str, dict[str, list[str]]]) -> dict[Pole, Voice]:
@@ -182,7 +185,7 @@ def _persona(material: Material, poles: dict[str, Pole], rng: random.Random) -> 
     return " ".join(sentences)
 
 
-def _exchange(material: Material, poles: dict[str, Pole], rng: random.Random) -> Exchange:
+def _exchange(material: Material, poles: dict[str, Pole], stray_share: float, rng: random.Random) -> Exchange:
     topic = rng.choice(material.topics)
     trait = rng.choice(list(poles)) if poles and rng.random() < OWN_TRAIT_SHARE else rng.choice(list(material.traits))
     pole = poles.get(trait) or _disposition(material, topic["category"], trait, rng)
@@ -194,7 +197,11 @@ def _exchange(material: Material, poles: dict[str, Pole], rng: random.Random) ->
         second = _second_trait_voice(material, poles, trait, rng) or voice
     else:
         facet = rng.choice(list(written.facets))
-        question = _question(material, written.facets[facet], rng)
+        asked = written.facets[facet]
+        if stray_share and trait in poles and rng.random() < stray_share:
+            facet = list(written.facets)[_draw(topic["category"], trait) % len(written.facets)]
+            asked = rng.choice(list(rng.choice(list(material.traits.values())).facets.values()))
+        question = _question(material, asked, rng)
         voice = second = written.facets[facet].voices[pole]
     answer = _answer(material, voice, second, topic, rng)
     return Exchange(_fill(question, topic), answer, trait, facet, pole)

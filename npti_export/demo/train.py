@@ -22,13 +22,13 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npti_export.demo import DEMO_MODEL
-from npti_export.demo.corpus import EVERYDAY, Dialogue, Material, read_material, write_dialogue
+from npti_export.demo.corpus import EVERYDAY, STRAY_SHARE, Dialogue, Material, read_material, write_dialogue
 from npti_export.demo.tokenizer import CONTEXT, END, PAD, VOCABULARY, train_tokenizer
 from npti_export.traits import Pole
 
 Voices = tuple[str, str, Pole]
 
-STEPS = 1900
+STEPS = 2300
 TOKENS_PER_STEP = 4096
 TOKENIZER_DIALOGUES = 20_000
 CHECKPOINT_EVERY = 100
@@ -37,15 +37,19 @@ CHECKPOINT_EVERY = 100
 # 8e-3 / 5e-3 the loss falls faster at first, but by step 1,000 every head attends to one token (entropy 0.05) and the
 # persona goes unread.
 MUON_RATE, ADAM_RATE = 2e-3, 2e-3
-WARM_UP, FALL_FROM = 100, 0.447
+WARM_UP, FALL_FROM = 100, 0.370
 # Personas and questions are learned too, at a fraction of the weight of answers: which sentences of a persona belong
 # together is where the model first meets the poles.
 PROMPT_WEIGHT = 0.25
-# Once it speaks, the model is also asked whose voice comes next: a linear reading of its middle layer at the assistant
-# sign, used in training alone. Without it, after 1,200 steps the first words of an answer hardly depended on the
-# persona (0.4 nats between the right one and another).
-VOICE_FROM, VOICE_WEIGHT, VOICE_LAYER = 12 / 19, 0.3, 3
+# Once it speaks, the model is also asked for a while whose voice comes next: a linear reading of a middle layer at the
+# assistant sign, used in training alone. Without it, after 1,200 steps the first words of an answer hardly depended on
+# the persona (0.4 nats between the right one and another); 300 steps with it are enough to tell the voices apart.
+VOICE_FROM, VOICE_UNTIL = 12 / 23, 15 / 23
+VOICE_WEIGHT, VOICE_LAYER = 0.3, 3
 NO_VOICE = -1
+# Until here the trait of an answer is always that of its question, and the model goes by the question alone; from here
+# on a persona answers questions of any trait in its own voice, so that the persona decides.
+STRAY_FROM = 19 / 23
 # Words are left out of two in five prompts, so that the model does not hang on the exact wording of a question.
 ROUGH_SHARE, WORD_DROP = 0.4, 0.08
 
@@ -121,11 +125,13 @@ def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
     return replace(dialogue, system=dialogue.system and thin(dialogue.system), exchanges=exchanges)
 
 
-def batch_of(material: Material, tokenizer: PreTrainedTokenizerFast, seed: str) -> tuple[Tensor, Tensor, Tensor]:
+def batch_of(
+    material: Material, tokenizer: PreTrainedTokenizerFast, seed: str, stray_share: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, weights and voices, int64, float32 and int64 [rows, length], right-padded, TOKENS_PER_STEP in all."""
     rng = random.Random(seed)
     voices = number_voices(material)
-    drawn = [encode(roughen(write_dialogue(material, rng), rng), tokenizer, voices) for _ in range(160)]
+    drawn = [encode(roughen(write_dialogue(material, rng, stray_share), rng), tokenizer, voices) for _ in range(160)]
     drawn.sort(key=lambda encoded: len(encoded.ids))
     first = rng.randrange(len(drawn) - 16)
     rows = drawn[first : first + 16]
@@ -181,8 +187,10 @@ def rate_at(step: int, steps: int) -> float:
     """The share of the peak learning rate at a step of a run of so many."""
     share = step / steps
     if share < VOICE_FROM:
-        return min(1.0, (step + 1) / WARM_UP, 1.0 - (share - FALL_FROM) / 0.471)
-    return 0.05 + 0.75 * (1.0 - share) / (1.0 - VOICE_FROM)
+        return min(1.0, (step + 1) / WARM_UP, 1.0 - (share - FALL_FROM) / 0.389)
+    if share < STRAY_FROM:
+        return 0.05 + 0.75 * (0.957 - share) / 0.435
+    return 0.05 + 0.55 * (1.0 - share) / (1.0 - STRAY_FROM)
 
 
 def optimizers_of(model: LlamaForCausalLM, reading: nn.Linear) -> list[torch.optim.Optimizer]:
@@ -200,7 +208,7 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
     """Trains for so many steps, going on from a checkpoint in ``work`` if there is one, and writes the model."""
     material = read_material()
     rng = random.Random(f"tokenizer {seed}")
-    tokenizer = train_tokenizer(_texts(write_dialogue(material, rng)) for _ in range(TOKENIZER_DIALOGUES))
+    tokenizer = train_tokenizer(_texts(write_dialogue(material, rng, 0.0)) for _ in range(TOKENIZER_DIALOGUES))
     torch.manual_seed(seed)
     model = new_model()
     reading = nn.Linear(model.config.hidden_size, len(number_voices(material)))
@@ -216,8 +224,11 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
                 group["lr"] = rate_at(step, steps) * (
                     MUON_RATE if isinstance(optimizer, torch.optim.Muon) else ADAM_RATE
                 )
-        losses = losses_of(model, reading, *batch_of(material, tokenizer, f"{seed}:{step}"))
-        loss = losses.tokens if step < steps * VOICE_FROM else losses.tokens + VOICE_WEIGHT * losses.voices
+        stray_share = STRAY_SHARE if step >= STRAY_FROM * steps else 0.0
+        losses = losses_of(model, reading, *batch_of(material, tokenizer, f"{seed}:{step}", stray_share))
+        loss = losses.tokens
+        if VOICE_FROM <= step / steps < VOICE_UNTIL or stray_share:
+            loss = loss + VOICE_WEIGHT * losses.voices
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizers:

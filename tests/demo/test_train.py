@@ -39,10 +39,10 @@ def test_answers_and_their_end_weigh_most() -> None:
 def test_padding_weighs_nothing_and_prompts_little() -> None:
     material = read_material()
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    ids, weights = training.batch_of(material, tokenizer, "0:1")
+    ids, weights = training.batch_of(material, tokenizer, "0:1", 0.5)
     assert set(weights.unique().tolist()) <= {0.0, training.PROMPT_WEIGHT, 1.0}
     assert ((weights == 0) <= (ids == tokenizer.pad_token_id)).all()
-    again, _ = training.batch_of(material, tokenizer, "0:1")
+    again, _ = training.batch_of(material, tokenizer, "0:1", 0.5)
     assert equal(ids, again)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from adapters_for_tests import make_adapter
 from chat_models import tiny_chat_model, tiny_tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
@@ -36,6 +36,7 @@ POINTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(POINTS)
 def test_the_budget_rule(measured: list[tuple[float, float]]) -> None:
     curve = [DosePoint(0.1 * (at + 1), effect, fluency) for at, (effect, fluency) in enumerate(measured)]

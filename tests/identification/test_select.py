@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npti_export.adapter.records import Method
@@ -33,6 +33,7 @@ DELTAS = st.sampled_from([-0.5, 0.0, 0.015625, 0.0625, float(np.float32(0.1)), 0
 TARGETS = st.sampled_from([-0.25, 0.0, 0.125, 2.0])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(DELTAS, TARGETS), min_size=1, max_size=700), st.sampled_from([0.0, 0.1, 0.125, 0.9]))
 def test_the_rule(neurons: list[tuple[float, float]], min_difference: float) -> None:
     delta, target = (np.array(column, dtype=np.float32) for column in zip(*neurons, strict=True))

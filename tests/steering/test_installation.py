@@ -138,11 +138,14 @@ def test_forward_within_a_forward_of_generate(tiny_llama, adapter) -> None:
         with personality.disable():
             inner.append(tiny_llama(IDS[:1]).logits)
 
+    def first_logits() -> Tensor:
+        return tiny_llama.generate(IDS, **GREEDY, return_dict_in_generate=True, output_logits=True).logits[0]
+
     inner: list[Tensor] = []
     with load_personality(tiny_llama, SPEC, adapter, positions="last_prompt+generated") as personality:
-        expected = tiny_llama.generate(IDS, **GREEDY)
+        expected = first_logits()
         hook = tiny_llama.model.layers[1].register_forward_pre_hook(again)
-        assert torch.equal(tiny_llama.generate(IDS, **GREEDY), expected)
+        assert torch.equal(first_logits(), expected)
     assert torch.equal(inner[0], tiny_llama(IDS[:1]).logits)
 
 
@@ -190,9 +193,12 @@ def test_autocast_is_not_widened(tiny_llama, adapter) -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return tiny_llama(IDS).logits
 
+    seen: list[torch.dtype] = []
     plain = call()
     with load_personality(tiny_llama, [SPEC, None], adapter, positions="all"):
+        tiny_llama.model.layers[0].mlp.act_fn.register_forward_hook(lambda *given: seen.append(given[-1].dtype))
         steered = call()
+    assert seen == [torch.bfloat16]
     assert torch.equal(steered[1], plain[1])
     assert not torch.equal(steered[0], plain[0])
 
