@@ -154,6 +154,8 @@ def make_judge(
 
 def print_reports(reports: Sequence[Report]) -> None:
     """The table of all reports, and what scored them."""
+    import sys
+
     from rich.console import Console
     from rich.table import Table
 
@@ -162,7 +164,8 @@ def print_reports(reports: Sequence[Report]) -> None:
     table = Table(*COLUMNS)
     for row in table_rows(reports):
         table.add_row(*row, end_section=row[1] == "persona prompt")
-    Console().print(table)
+    # A pipe or a file has no width; without one, 80 columns would break every figure in two.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     for report in reports:
         click.echo(f"{report.personality}: {judge_line(report)}")
 

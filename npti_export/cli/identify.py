@@ -23,7 +23,7 @@ from npti_export.cli import loading, options
 @options.questions
 @options.personas
 @click.option(
-    "--max-questions", type=click.IntRange(2), default=100, show_default=True, help="Questions asked at each pole."
+    "--max-questions", type=click.IntRange(5), default=100, show_default=True, help="Questions asked at each pole."
 )
 @options.device
 @options.dtype

@@ -36,7 +36,7 @@ DISPOSITION = 0.75
 PREFERENCE = 0.85
 OPENER_SHARE = 0.25
 SENTENCE_SHARES = (0.15, 0.5, 0.35)
-EXCHANGE_SHARES = (0.5, 0.3, 0.2)
+EXCHANGE_SHARES = (0.7, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class PersonaParts:
     descriptions: tuple[str, ...]
     habits: tuple[str, ...]
     details: tuple[str, ...]
+    sketches: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,14 @@ def _persona(material: Material, poles: dict[str, Pole], rng: random.Random) -> 
     sentences = []
     for number, (name, pole) in enumerate(poles.items()):
         parts = material.traits[name].personas[pole]
-        if number == 0 and rng.random() < 0.8:
+        if number == 0 and rng.random() < 0.4:
             sentences.append(f"You are {rng.choice(parts.descriptions)}.")
         else:
-            sentences.append(rng.choice(parts.habits))
-        habits = rng.sample(parts.habits, rng.choice((0, 1, 1, 2)) if len(poles) == 1 else 1)
-        sentences += [habit for habit in habits if habit not in sentences]
-        if rng.random() < 0.4:
-            sentences.append(rng.choice(parts.details))
+            sentences.append(rng.choice(parts.sketches))
+        sketches = rng.sample(parts.sketches, rng.choice((0, 1, 1, 2)) if len(poles) == 1 else 1)
+        sentences += [sketch for sketch in sketches if sketch not in sentences]
+        if rng.random() < 0.3:
+            sentences.append(rng.choice(parts.habits + parts.details))
     return " ".join(sentences)
 
 

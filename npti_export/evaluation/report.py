@@ -8,7 +8,7 @@ from typing import Any
 
 from npti_export.evaluation.protocol import Report
 
-COLUMNS = ("personality", "condition", "score", "effect in its direction [95 %]", "perplexity ratio [95 %]", "failed")
+COLUMNS = ("personality", "condition", "score", "effect [95 %]", "perplexity ratio [95 %]", "failed")
 
 
 def table_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
