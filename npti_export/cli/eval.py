@@ -154,9 +154,6 @@ def make_judge(
 
 def print_reports(reports: Sequence[Report]) -> None:
     """The table of all reports, and what scored them."""
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
     from npti_export.evaluation.report import COLUMNS, judge_line, table_rows
@@ -164,8 +161,7 @@ def print_reports(reports: Sequence[Report]) -> None:
     table = Table(*COLUMNS)
     for row in table_rows(reports):
         table.add_row(*row, end_section=row[1] == "persona prompt")
-    # A pipe or a file has no width; without one, 80 columns would break every figure in two.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    loading.print_table(table)
     for report in reports:
         click.echo(f"{report.personality}: {judge_line(report)}")
 

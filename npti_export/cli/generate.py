@@ -69,10 +69,9 @@ def command(
 
 def side_by_side(answers: dict[str, str]) -> None:
     """Prints answers in columns, one a personality."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*("unsteered" if name == "neutral" else name for name in answers), show_lines=False)
     table.add_row(*(Text(answer) for answer in answers.values()))
-    Console().print(table)
+    loading.print_table(table)

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from npti_export.cli import options
+from npti_export.cli import loading, options
 
 
 @click.command("inspect", epilog="Example: npti-export inspect adapters/npti-demo")
@@ -31,7 +31,6 @@ def command(adapter: str | None, model_name: str | None, as_json: bool) -> None:
         }
         click.echo(json.dumps({"base_model": base_model_to_json(loaded.base_model), "traits": traits}, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
     base = loaded.base_model
@@ -52,4 +51,4 @@ def command(adapter: str | None, model_name: str | None, as_json: bool) -> None:
                 f"{point.fluency:.2f}" if point else "not measured",
                 f"{reliability:.3f}" if reliability is not None else "not measured",
             )
-    Console().print(table)
+    loading.print_table(table)

@@ -75,6 +75,13 @@ def stage(what: str, steps: int, quiet: bool = False) -> Iterator[Callable[[int]
         yield from _lines(what, steps)
 
 
+def print_table(table: Any) -> None:
+    """Prints a rich table; a pipe or a file has no width, and 80 columns would break every figure in two."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
 def _bar(what: str, steps: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (

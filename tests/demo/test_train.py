@@ -24,8 +24,12 @@ def test_answers_and_their_end_weigh_most() -> None:
     rng = random.Random(1)
     dialogue = write_dialogue(read_material(), rng)
     tokenizer = train_tokenizer([e.question + e.answer for e in dialogue.exchanges])
-    ids, answer = training.encode(dialogue, tokenizer)
-    said = [token for token, of_answer in zip(ids, answer, strict=True) if of_answer]
+    material = read_material()
+    encoded = training.encode(dialogue, tokenizer, training.number_voices(material))
+    ids = encoded.ids
+    said = [token for token, weight in zip(ids, encoded.weights, strict=True) if weight == 1.0]
+    asked = [token for token, voice in zip(ids, encoded.voices, strict=True) if voice != training.NO_VOICE]
+    assert tokenizer.decode(asked) == "<|assistant|>" * len(dialogue.exchanges)
     assert tokenizer.decode(said) == "".join(e.answer + "<|end|>" for e in dialogue.exchanges)
     rendered = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
     for exchange in dialogue.exchanges:
@@ -39,10 +43,10 @@ def test_answers_and_their_end_weigh_most() -> None:
 def test_padding_weighs_nothing_and_prompts_little() -> None:
     material = read_material()
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    ids, weights = training.batch_of(material, tokenizer, "0:1", 0.5)
+    ids, weights, _ = training.batch_of(material, tokenizer, "0:1", 0.5)
     assert set(weights.unique().tolist()) <= {0.0, training.PROMPT_WEIGHT, 1.0}
     assert ((weights == 0) <= (ids == tokenizer.pad_token_id)).all()
-    again, _ = training.batch_of(material, tokenizer, "0:1", 0.5)
+    again, _, _ = training.batch_of(material, tokenizer, "0:1", 0.5)
     assert equal(ids, again)
 
 
