@@ -53,7 +53,16 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
 
     stage = partial(loading.stage, quiet=quiet)
     click.echo(f"1. Find the neurons of {trait}: {QUESTIONS} questions at each pole, answered in character.")
-    found = identify(model, tokenizer, trait, folder, max_questions=QUESTIONS, seed=seed, stage=stage)
+    found = identify(
+        model,
+        tokenizer,
+        trait,
+        folder,
+        max_questions=QUESTIONS,
+        seed=seed,
+        stage=stage,
+        warn=lambda message: loading.notice(f"Note: {message}", quiet),
+    )
     record = found.adapter.traits[trait]
     reliability = record.identification.split_half_reliability
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
