@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -248,24 +249,30 @@ def test_what_lies_beside_an_adapter_stays(adapter, folder):
     assert PersonalityAdapter.from_pretrained(folder) == adapter
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow above 2 KB within a test: the tensors fit, config.json does not."""
+    """No file may grow above 2 KB within the block: the tensors fit, config.json does not.
+
+    Round the call alone, since the limit holds for the file that the test runner's own output may go to as well.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_leaves_the_adapter_that_was_there(adapter, folder, full_disk):
+def test_a_write_that_fails_leaves_the_adapter_that_was_there(adapter, folder):
     before = contents(folder)
-    with pytest.raises(NptiError, match=r"cannot be written to .*adapter \(File too large\); choose another"):
+    message = r"cannot be written to .*adapter \(File too large\); choose another"
+    with pytest.raises(NptiError, match=message), full_disk():
         adapter.with_trait(trait_record("wit", seed=88)).save_pretrained(folder)
     assert contents(folder) == before
 
 
-def test_a_write_that_fails_leaves_nothing_half_written(adapter, tmp_path, full_disk):
-    with pytest.raises(NptiError, match="cannot be written"):
+def test_a_write_that_fails_leaves_nothing_half_written(adapter, tmp_path):
+    with pytest.raises(NptiError, match="cannot be written"), full_disk():
         adapter.save_pretrained(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
