@@ -44,8 +44,8 @@ WARM_UP, FALL_FROM = 100, 0.370
 PROMPT_WEIGHT = 0.25
 # Once it speaks, the model is also asked for a while whose voice comes next: a linear reading of a middle layer at the
 # assistant sign, used in training alone. Without it, after 1,200 steps the first words of an answer hardly depended on
-# the persona (0.4 nats between the right one and another). In 300 steps its loss fell from 4.2 to about 1.1 nats: traits
-# and facets were read from the question by then, but the pole (0.7 nats) was hardly read from the persona.
+# the persona (0.4 nats between the right one and another). In 300 steps its loss fell from 4.2 to about 1.1 nats: by
+# then traits and facets were read from the question, but the pole (0.7 nats) hardly from the persona.
 VOICE_FROM, VOICE_UNTIL = 12 / 23, 15 / 23
 VOICE_WEIGHT, VOICE_LAYER = 0.3, 3
 NO_VOICE = -1
