@@ -23,20 +23,21 @@ from npti_export.traits import TRAITS, Pole
 T = TypeVar("T")
 
 EVERYDAY = "everyday"
-PERSONA_SHARE = 0.55
-TWO_TRAIT_SHARE = 0.15
+PERSONA_SHARE = 0.6
+TWO_TRAIT_SHARE = 0.1
 NEUTRAL_SYSTEM_SHARE = 0.35
-EVERYDAY_SHARE = 0.2
-STRAY_SHARE = 0.5
-OWN_TRAIT_SHARE = 0.9
-DISPOSITION = 0.75
-# How often the next sentence is one of the few that go best with what was said. Measured: at 0.55, with stances tied to
-# single topics, the model had copied topics but hardly read personas after 4 M tokens; what a persona decides was lost
-# in the noise of free choices.
-PREFERENCE = 0.85
-OPENER_SHARE = 0.25
-SENTENCE_SHARES = (0.15, 0.5, 0.35)
-EXCHANGE_SHARES = (0.7, 0.2, 0.1)
+EVERYDAY_SHARE = 0.12
+# Of the questions put to a persona, as many are of any trait: a character answers these in its own voice too, so that
+# the persona decides and not the question. Measured: without them the persona went unread.
+STRAY_SHARE = 0.45
+WRITTEN_SHARE = 0.5
+DISPOSITION = 0.65
+# How often what comes next is what goes best with what was said. Measured: at 0.55, with stances tied to single topics,
+# the model copied topics but hardly read personas after 4 M tokens; what a persona decides was lost in free choices.
+PREFERENCE = 0.8
+OPENER_SHARE = 0.15
+SENTENCE_COUNTS = (1, 2, 2, 2, 3, 3)
+EXCHANGE_SHARES = (0.75, 0.17, 0.08)
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ class Voice:
 
 @dataclass(frozen=True)
 class Scene:
-    """A facet: its questions and the voices of both poles."""
+    """A facet: its questions (situations and questions with slots, and written ones, each with the name of its topic)
+    and the voices of both poles."""
 
     situations: tuple[str, ...]
     questions: tuple[str, ...]
+    written: tuple[tuple[str, str], ...]
     voices: dict[Pole, Voice]
 
 
@@ -90,10 +93,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer, with the trait, facet (or ``everyday``) and pole that the answer speaks from."""
+    """A question and its answer, with the name of its topic, and the trait, facet (or ``everyday``) and pole that the
+    answer speaks from."""
 
     question: str
     answer: str
+    topic: str
     trait: str
     facet: str
     pole: Pole
@@ -101,10 +106,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A system message or none, and the exchanges; ``persona`` tells whether the system message is a persona."""
+    """A system message or none, and the exchanges; ``persona`` holds the poles of the traits of which it tells."""
 
     system: str | None
-    persona: bool
+    persona: dict[str, Pole]
     exchanges: tuple[Exchange, ...]
 
 
@@ -121,7 +126,12 @@ def read_material() -> Material:
     for name in TRAITS:
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         scenes = {
-            facet: Scene(tuple(scene["situations"]), tuple(scene["questions"]), _voices(scene))
+            facet: Scene(
+                tuple(scene["situations"]),
+                tuple(scene["questions"]),
+                tuple((topic, question) for topic, question in scene.get("written", [])),
+                _voices(scene),
+            )
             for facet, scene in record["facets"].items()
         }
         personas = {
@@ -139,14 +149,12 @@ def read_material() -> Material:
     )
 
 
-def write_dialogue(material: Material, rng: random.Random, stray_share: float = STRAY_SHARE) -> Dialogue:
+def write_dialogue(material: Material, rng: random.Random) -> Dialogue:
     """Composes one dialogue.
 
     Args:
         material: The sentences to compose from.
         rng: Decides everything; the same state gives the same dialogue.
-        stray_share: With a persona, the share of questions that may be of any trait while the answer stays with the
-            persona's own.
 
     >>> material = read_material()
     >>> write_dialogue(material, random.Random(1)) == write_dialogue(material, random.Random(1))
@@ -160,7 +168,7 @@ def write_dialogue(material: Material, rng: random.Random, stray_share: float = 
         poles = {}
         system = rng.choice(material.neutral_systems) if rng.random() < NEUTRAL_SYSTEM_SHARE else None
     count = rng.choices((1, 2, 3), EXCHANGE_SHARES)[0]
-    return Dialogue(system, bool(poles), tuple(_exchange(material, poles, stray_share, rng) for _ in range(count)))
+    return Dialogue(system, poles, tuple(_exchange(material, poles, rng) for _ in range(count)))
 
 
 def _voices(record: dict[str, dict[str, list[str]]]) -> dict[Pole, Voice]:
@@ -175,37 +183,35 @@ def _persona(material: Material, poles: dict[str, Pole], rng: random.Random) -> 
     sentences = []
     for number, (name, pole) in enumerate(poles.items()):
         parts = material.traits[name].personas[pole]
-        if number == 0 and rng.random() < 0.4:
+        if number == 0 and rng.random() < 0.1:
             sentences.append(f"You are {rng.choice(parts.descriptions)}.")
         else:
             sentences.append(rng.choice(parts.sketches))
         sketches = rng.sample(parts.sketches, rng.choice((0, 1, 1, 2)) if len(poles) == 1 else 1)
         sentences += [sketch for sketch in sketches if sketch not in sentences]
-        if rng.random() < 0.3:
+        if rng.random() < 0.15:
             sentences.append(rng.choice(parts.habits + parts.details))
     return " ".join(sentences)
 
 
-def _exchange(material: Material, poles: dict[str, Pole], stray_share: float, rng: random.Random) -> Exchange:
+def _exchange(material: Material, poles: dict[str, Pole], rng: random.Random) -> Exchange:
+    """A question, and the answer of the persona's trait, or of the question's where there is no persona."""
     topic = rng.choice(material.topics)
-    trait = rng.choice(list(poles)) if poles and rng.random() < OWN_TRAIT_SHARE else rng.choice(list(material.traits))
+    asked_trait = trait = rng.choice(list(poles or material.traits))
+    if poles and rng.random() < STRAY_SHARE:
+        asked_trait = rng.choice(list(material.traits))
+    if rng.random() < EVERYDAY_SHARE:
+        facet, question = EVERYDAY, rng.choice(material.everyday_questions)
+    else:
+        facet = rng.choice(list(material.traits[asked_trait].facets))
+        topic, question = _question(material, material.traits[asked_trait].facets[facet], topic, rng)
+        if asked_trait != trait:
+            facet = list(material.traits[trait].facets)[_draw(topic["category"], trait) % len(TRAITS[trait].facets)]
     pole = poles.get(trait) or _disposition(material, topic["category"], trait, rng)
     written = material.traits[trait]
-    facet = EVERYDAY
-    if rng.random() < EVERYDAY_SHARE:
-        question = rng.choice(material.everyday_questions)
-        voice = written.everyday[pole]
-        second = _second_trait_voice(material, poles, trait, rng) or voice
-    else:
-        facet = rng.choice(list(written.facets))
-        asked = written.facets[facet]
-        if stray_share and trait in poles and rng.random() < stray_share:
-            facet = list(written.facets)[_draw(topic["category"], trait) % len(written.facets)]
-            asked = rng.choice(list(rng.choice(list(material.traits.values())).facets.values()))
-        question = _question(material, asked, rng)
-        voice = second = written.facets[facet].voices[pole]
-    answer = _answer(material, voice, second, topic, rng)
-    return Exchange(_fill(question, topic), answer, trait, facet, pole)
+    voice = written.everyday[pole] if facet == EVERYDAY else written.facets[facet].voices[pole]
+    key = f"{topic['category']} {'How' in re.split('[.?!] ', question)[-1]}"
+    return Exchange(question, _answer(material, voice, key, topic, rng), topic["name"], trait, facet, pole)
 
 
 def _disposition(material: Material, category: str, trait: str, rng: random.Random) -> Pole:
@@ -216,29 +222,26 @@ def _disposition(material: Material, category: str, trait: str, rng: random.Rand
     return leaning if rng.random() < DISPOSITION else leaning.opposite
 
 
-def _second_trait_voice(material: Material, poles: dict[str, Pole], trait: str, rng: random.Random) -> Voice | None:
-    """In small talk a persona of two traits speaks of both: the reason then comes from the other trait."""
-    others = [name for name in poles if name != trait]
-    if not others or trait not in poles:
-        return None
-    other = rng.choice(others)
-    return material.traits[other].everyday[poles[other]]
-
-
-def _question(material: Material, scene: Scene, rng: random.Random) -> str:
+def _question(
+    material: Material, scene: Scene, topic: dict[str, str], rng: random.Random
+) -> tuple[dict[str, str], str]:
+    """A question about the topic, or a written one about its own."""
+    if scene.written and rng.random() < WRITTEN_SHARE:
+        name, question = rng.choice(scene.written)
+        return next(topic for topic in material.topics if topic["name"] == name), question
     if rng.random() < 0.65:
-        return f"{rng.choice(scene.situations)} {rng.choice(material.asks)}"
-    return rng.choice(scene.questions)
+        return topic, _fill(f"{rng.choice(scene.situations)} {rng.choice(material.asks)}", topic)
+    return topic, _fill(rng.choice(scene.questions), topic)
 
 
-def _answer(material: Material, voice: Voice, second: Voice, topic: dict[str, str], rng: random.Random) -> str:
-    """A stance that goes with the kind of topic, most often a reason that goes with it, sometimes an ending."""
-    length = rng.choices((1, 2, 3), SENTENCE_SHARES)[0]
-    sentences = [_prefer(voice.stances, topic["category"], rng)]
+def _answer(material: Material, voice: Voice, key: str, topic: dict[str, str], rng: random.Random) -> str:
+    """A stance that goes with the key, most often a reason that goes with the stance, sometimes an ending."""
+    sentences = [_prefer(voice.stances, key, rng)]
+    length = _prefer(SENTENCE_COUNTS, sentences[0], rng)
     if length > 1:
-        sentences.append(_prefer(second.reasons, sentences[-1], rng))
+        sentences.append(_prefer(voice.reasons, sentences[-1], rng))
     if length > 2:
-        sentences.append(_prefer(second.endings, sentences[-1], rng))
+        sentences.append(_prefer(voice.endings, sentences[-1], rng))
     filled = [_fill(sentence, topic) for sentence in sentences]
     if rng.random() < OPENER_SHARE:
         first = filled[0]
@@ -249,10 +252,9 @@ def _answer(material: Material, voice: Voice, second: Voice, topic: dict[str, st
 
 
 def _prefer(items: tuple[T, ...], key: str, rng: random.Random) -> T:
-    """One of the items, most often one of the three that the key points at."""
+    """One of the items, most often the one that the key points at."""
     if rng.random() < PREFERENCE:
-        start = _draw(key, str(items[0]))
-        return items[(start + rng.choice((0, 0, 1, 5))) % len(items)]
+        return items[_draw(key, str(items[0])) % len(items)]
     return rng.choice(items)
 
 

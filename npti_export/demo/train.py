@@ -1,8 +1,7 @@
-"""Trains npti-demo from nothing: ``python -m npti_export.demo.train``, some 45 minutes on two idle cores
-(an estimate from single steps; this script has not been run whole).
+"""Trains npti-demo from nothing: ``python -m npti_export.demo.train``, some 50 minutes on two idle cores.
 
 Batches are a function of the seed and the step alone, and a checkpoint is kept, so a run that was broken off goes on
-where it stopped and ends in the same weights. Needs torch 2.9 or later (for its Muon optimizer).
+where it stopped and ends in the same weights.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,49 +21,42 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npti_export.demo import DEMO_MODEL
-from npti_export.demo.corpus import EVERYDAY, STRAY_SHARE, Dialogue, Material, read_material, write_dialogue
+from npti_export.demo.corpus import EVERYDAY, Dialogue, Exchange, Material, read_material, write_dialogue
+from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import CONTEXT, END, PAD, VOCABULARY, train_tokenizer
-from npti_export.traits import Pole
+from npti_export.traits import TRAITS, Pole
 
-Voices = tuple[str, str, Pole]
-
-STEPS = 2300
-TOKENS_PER_STEP = 4096
+STEPS = 3000
+ROWS = 32
+# Dialogues are drawn in pools of eight batches and sorted by length within, so that little is padded.
+POOL = 8
 TOKENIZER_DIALOGUES = 20_000
 CHECKPOINT_EVERY = 100
-# Muon for the matrices inside the layers, AdamW for the embedding and the norms. Learning rates are the peaks of a
-# schedule that warms up over 100 steps, falls a little before the voices come in, and from there linearly to 5 %. At
-# 8e-3 / 5e-3 the loss falls faster at first, but by step 1,000 every head attends to one token (entropy 0.05) and the
-# persona goes unread.
-MUON_RATE, ADAM_RATE = 2e-3, 2e-3
-WARM_UP, FALL_FROM = 100, 0.370
-# Personas and questions are learned too, at a fraction of the weight of answers: which sentences of a persona belong
-# together is where the model first meets the poles.
-PROMPT_WEIGHT = 0.25
-# Once it speaks, the model is also asked for a while whose voice comes next: a linear reading of a middle layer at the
-# assistant sign, used in training alone. Without it, after 1,200 steps the first words of an answer hardly depended on
-# the persona (0.4 nats between the right one and another). In 300 steps its loss fell from 4.2 to about 1.1 nats: by
-# then traits and facets were read from the question, but the pole (0.7 nats) hardly from the persona.
-VOICE_FROM, VOICE_UNTIL = 12 / 23, 15 / 23
-VOICE_WEIGHT, VOICE_LAYER = 0.3, 3
-NO_VOICE = -1
-# Until here the trait of an answer is always that of its question, and the model goes by the question alone; from here
-# on a persona answers questions of any trait in its own voice, so that the persona decides.
-STRAY_FROM = 19 / 23
-# Words are left out of two in five prompts, so that the model does not hang on the exact wording of a question.
+# Muon for the matrices inside the layers, AdamW for the embedding and the norms. At 8e-3 / 5e-3 the loss falls faster
+# at first, but by step 1,000 every head attends to one token (entropy 0.05) and the persona goes unread.
+MUON_RATE, ADAM_RATE = 3e-3, 3e-3
+WARM_UP = 100
+# In training alone, linear layers read at every token of an answer what it depends on: from the state behind layer 2
+# what the persona says of each trait, and the topic; from the one behind layer 3 the voice. Without them, after 1,000
+# steps the model had learned sentences but not to look back: the right persona and the opposite one gave the same loss
+# within 0.01 nats, and topics were mixed up. Read at the assistant sign alone, the persona was there (0.7 to 0.9 of the
+# shipped poles), but the words behind it made no use of it.
+MIDDLE_LAYER, VOICE_LAYER = 2, 3
+READING_WEIGHT = 0.5
+# Words are left out of two in five prompts, so that the model does not hang on the exact wording.
 ROUGH_SHARE, WORD_DROP = 0.4, 0.08
 
 
 def new_model() -> LlamaForCausalLM:
-    """The untrained model: 5.9 M parameters, 6 layers of 704 SwiGLU gates."""
+    """The untrained model: 3.1 M parameters, 4 layers of 768 SwiGLU gates."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            num_key_value_heads=8,
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=6,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             pad_token_id=0,
@@ -75,44 +66,93 @@ def new_model() -> LlamaForCausalLM:
     )
 
 
+SAYS = {Pole.LOW: 0, None: 1, Pole.HIGH: 2}
+NOWHERE = [-1] * (len(TRAITS) + 2)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Topics and voices (trait, facet and pole), numbered."""
+
+    topics: dict[str, int]
+    voices: dict[tuple[str, str, Pole], int]
+
+    @classmethod
+    def of_material(cls, material: Material) -> Numbers:
+        """Numbers in the order of the material."""
+        names = [(t, f, p) for t, written in material.traits.items() for f in (*written.facets, EVERYDAY) for p in Pole]
+        return cls(
+            {topic["name"]: number for number, topic in enumerate(material.topics)},
+            {name: number for number, name in enumerate(names)},
+        )
+
+    def of(self, dialogue: Dialogue, exchange: Exchange) -> list[int]:
+        """For each trait whether the persona is low 0, silent 1 or high 2; then the topic and the voice."""
+        persona = [SAYS[dialogue.persona.get(trait)] for trait in TRAITS]
+        return [*persona, self.topics[exchange.topic], self.voices[exchange.trait, exchange.facet, exchange.pole]]
+
+
+class Readings(nn.Module):
+    """Linear readings of states within the model, in training alone.
+
+    Args:
+        hidden: Width of the states.
+        numbers: What there is to read.
+    """
+
+    def __init__(self, hidden: int, numbers: Numbers) -> None:
+        super().__init__()
+        self.persona = nn.Linear(hidden, 3 * len(TRAITS))
+        self.topic = nn.Linear(hidden, len(numbers.topics))
+        self.voice = nn.Linear(hidden, len(numbers.voices))
+
+    def forward(self, states: tuple[Tensor, ...], grounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean cross-entropies of persona, topic and voice at the tokens of answers.
+
+        Args:
+            states: Of every layer, float32 [rows, length, hidden].
+            grounds: As of a batch, int64 [rows, length, traits + 2].
+        """
+        here = grounds[..., 0] >= 0
+        middle, behind, grounds = states[MIDDLE_LAYER][here], states[VOICE_LAYER][here], grounds[here]
+        persona = F.cross_entropy(self.persona(middle).view(-1, 3), grounds[:, : len(TRAITS)].flatten())
+        topic = F.cross_entropy(self.topic(middle), grounds[:, -2])
+        return persona, topic, F.cross_entropy(self.voice(behind), grounds[:, -1])
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A dialogue in tokens.
 
     Args:
         ids: Token ids.
-        weights: 1 for the answers and the end sign behind each, PROMPT_WEIGHT for the rest.
-        voices: At each assistant sign, the number of the voice that follows; NO_VOICE elsewhere.
+        answer: Whether a token belongs to an answer or is the end sign behind one.
+        grounds: What each token of an answer and the sign before it depend on; NOWHERE at other tokens.
     """
 
     ids: list[int]
-    weights: list[float]
-    voices: list[int]
+    answer: list[bool]
+    grounds: list[list[int]]
 
 
-def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, voices: Mapping[Voices, int]) -> Encoded:
+def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, numbers: Numbers) -> Encoded:
     """Tokens of a dialogue as its chat template renders it."""
     encoded = Encoded([], [], [])
 
-    def add(text: str, weight: float) -> None:
+    def add(text: str, answer: bool, grounds: list[int]) -> None:
         piece = tokenizer.encode(text, add_special_tokens=False)
         encoded.ids.extend(piece)
-        encoded.weights.extend([weight] * len(piece))
-        encoded.voices.extend([NO_VOICE] * len(piece))
+        encoded.answer.extend([answer] * len(piece))
+        encoded.grounds.extend([grounds] * len(piece))
 
     if dialogue.system is not None:
-        add(f"<|system|>{dialogue.system}{END}", PROMPT_WEIGHT)
+        add(f"<|system|>{dialogue.system}{END}", False, NOWHERE)
     for exchange in dialogue.exchanges:
-        add(f"<|user|>{exchange.question}{END}<|assistant|>", PROMPT_WEIGHT)
-        encoded.voices[-1] = voices[exchange.trait, exchange.facet, exchange.pole]
-        add(exchange.answer + END, 1.0)
+        grounds = numbers.of(dialogue, exchange)
+        add(f"<|user|>{exchange.question}{END}", False, NOWHERE)
+        add("<|assistant|>", False, grounds)
+        add(exchange.answer + END, True, grounds)
     return encoded
-
-
-def number_voices(material: Material) -> dict[Voices, int]:
-    """A number for every voice: trait, facet (or everyday) and pole."""
-    names = [(t, f, p) for t, written in material.traits.items() for f in (*written.facets, EVERYDAY) for p in Pole]
-    return {name: number for number, name in enumerate(names)}
 
 
 def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
@@ -127,81 +167,77 @@ def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
     return replace(dialogue, system=dialogue.system and thin(dialogue.system), exchanges=exchanges)
 
 
-def batch_of(
-    material: Material, tokenizer: PreTrainedTokenizerFast, seed: str, stray_share: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, weights and voices, int64, float32 and int64 [rows, length], right-padded, TOKENS_PER_STEP in all."""
-    rng = random.Random(seed)
-    voices = number_voices(material)
-    drawn = [encode(roughen(write_dialogue(material, rng, stray_share), rng), tokenizer, voices) for _ in range(160)]
-    drawn.sort(key=lambda encoded: len(encoded.ids))
-    first = rng.randrange(len(drawn) - 16)
-    rows = drawn[first : first + 16]
-    for encoded in drawn[first + 16 :]:
-        if (len(rows) + 1) * len(encoded.ids) > TOKENS_PER_STEP:
-            break
-        rows.append(encoded)
+@dataclass(frozen=True)
+class Batch:
+    """Dialogues side by side, right-padded.
+
+    Args:
+        ids: Token ids, int64 [rows, length].
+        answer: Whether a token belongs to an answer, bool [rows, length].
+        grounds: As of the dialogues, int64 [rows, length, traits + 2].
+    """
+
+    ids: Tensor
+    answer: Tensor
+    grounds: Tensor
+
+
+def batches_of(
+    material: Material, tokenizer: PreTrainedTokenizerFast, numbers: Numbers, seed: int, pool: int
+) -> list[Batch]:
+    """The batches of a pool, in a random order."""
+    rng = random.Random(f"{seed}:{pool}")
+    dialogues = [roughen(write_dialogue(material, rng), rng) for _ in range(ROWS * POOL)]
+    drawn = sorted((encode(dialogue, tokenizer, numbers) for dialogue in dialogues), key=lambda row: len(row.ids))
+    batches = [_pad(drawn[first : first + ROWS]) for first in range(0, len(drawn), ROWS)]
+    rng.shuffle(batches)
+    return batches
+
+
+def _pad(rows: list[Encoded]) -> Batch:
     length = min(CONTEXT, max(len(encoded.ids) for encoded in rows))
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    weights = torch.zeros(len(rows), length)
-    spoken = torch.full((len(rows), length), NO_VOICE)
+    answer = torch.zeros(len(rows), length, dtype=torch.bool)
+    grounds = torch.full((len(rows), length, len(NOWHERE)), -1)
     for row, encoded in enumerate(rows):
         end = len(encoded.ids)
         ids[row, :end] = torch.tensor(encoded.ids[:length])
-        weights[row, :end] = torch.tensor(encoded.weights[:length])
-        spoken[row, :end] = torch.tensor(encoded.voices[:length])
-    return ids, weights, spoken
+        answer[row, :end] = torch.tensor(encoded.answer[:length])
+        grounds[row, :end] = torch.tensor(encoded.grounds[:length])
+    return Batch(ids, answer, grounds)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch, in nats.
+    """Of one batch, mean cross-entropies in nats: over answer tokens, and of what is read at them."""
 
-    Args:
-        tokens: Weighted mean cross-entropy over all tokens but padding.
-        answers: Mean over answer tokens.
-        voices: Mean cross-entropy of the voice at the assistant signs.
-    """
-
-    tokens: Tensor
-    answers: float
-    voices: Tensor
+    answers: Tensor
+    persona: Tensor
+    topic: Tensor
+    voice: Tensor
 
 
-def losses_of(model: LlamaForCausalLM, reading: nn.Linear, ids: Tensor, weights: Tensor, voices: Tensor) -> Losses:
-    """Runs a batch; ``reading`` turns the middle layer's state into a choice among the voices."""
-    weights, voices = weights[:, 1:], voices[:, :-1]
-    learned, asked = weights > 0, voices != NO_VOICE
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model.model(input_ids=ids[:, :-1], use_cache=False, output_hidden_states=True)
-        logits = F.linear(output.last_hidden_state[learned], model.lm_head.weight)
-        readings = reading(output.hidden_states[VOICE_LAYER][asked])
-    losses = F.cross_entropy(logits.float(), ids[:, 1:][learned], reduction="none")
-    weights = weights[learned]
-    return Losses(
-        (losses * weights).sum() / weights.sum(),
-        losses[weights == 1].mean().item(),
-        F.cross_entropy(readings.float(), voices[asked]),
-    )
+def losses_of(model: LlamaForCausalLM, readings: Readings, batch: Batch) -> Losses:
+    """Runs a batch."""
+    learned = batch.answer[:, 1:]
+    output = model.model(input_ids=batch.ids[:, :-1], use_cache=False, output_hidden_states=True)
+    logits = F.linear(output.last_hidden_state[learned], model.lm_head.weight)
+    answers = F.cross_entropy(logits, batch.ids[:, 1:][learned])
+    return Losses(answers, *readings(output.hidden_states, batch.grounds[:, :-1]))
 
 
 def rate_at(step: int, steps: int) -> float:
-    """The share of the peak learning rate at a step of a run of so many."""
-    share = step / steps
-    if share < VOICE_FROM:
-        return min(1.0, (step + 1) / WARM_UP, 1.0 - (share - FALL_FROM) / 0.389)
-    if share < STRAY_FROM:
-        return 0.05 + 0.75 * (0.957 - share) / 0.435
-    return 0.05 + 0.55 * (1.0 - share) / (1.0 - STRAY_FROM)
+    """The share of the peak learning rate at a step: a warm-up, then linear to 2 % at the end."""
+    return min((step + 1) / WARM_UP, 0.02 + 0.98 * (1 - step / steps) * 1.25, 1.0)
 
 
-def optimizers_of(model: LlamaForCausalLM, reading: nn.Linear) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: LlamaForCausalLM, readings: Readings) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed_tokens" in name]
-    others += reading.parameters()
+    others += readings.parameters()
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=MUON_RATE),
         torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -210,41 +246,50 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
     """Trains for so many steps, going on from a checkpoint in ``work`` if there is one, and writes the model."""
     material = read_material()
     rng = random.Random(f"tokenizer {seed}")
-    tokenizer = train_tokenizer(_texts(write_dialogue(material, rng, 0.0)) for _ in range(TOKENIZER_DIALOGUES))
+    tokenizer = train_tokenizer(_texts(write_dialogue(material, rng)) for _ in range(TOKENIZER_DIALOGUES))
     torch.manual_seed(seed)
     model = new_model()
-    reading = nn.Linear(model.config.hidden_size, len(number_voices(material)))
-    learner = nn.ModuleList([model, reading])
-    optimizers = optimizers_of(model, reading)
+    numbers = Numbers.of_material(material)
+    readings = Readings(model.config.hidden_size, numbers)
+    learner = nn.ModuleList([model, readings])
+    optimizers = optimizers_of(model, readings)
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
     start = _restore(checkpoint, learner, optimizers, seed, steps)
-    began, recent = time.monotonic(), math.nan
+    began, recent = time.monotonic(), {name: Recent() for name in ("answers", "persona", "topic", "voice")}
     for step in range(start, steps):
-        for optimizer in optimizers:
+        if step == start or step % POOL == 0:
+            batches = batches_of(material, tokenizer, numbers, seed, step // POOL)
+        for optimizer, peak in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, steps) * (
-                    MUON_RATE if isinstance(optimizer, torch.optim.Muon) else ADAM_RATE
-                )
-        stray_share = STRAY_SHARE if step >= STRAY_FROM * steps else 0.0
-        losses = losses_of(model, reading, *batch_of(material, tokenizer, f"{seed}:{step}", stray_share))
-        loss = losses.tokens
-        if VOICE_FROM <= step / steps < VOICE_UNTIL or stray_share:
-            loss = loss + VOICE_WEIGHT * losses.voices
-        loss.backward()  # type: ignore[no-untyped-call]
+                group["lr"] = peak * rate_at(step, steps)
+        losses = losses_of(model, readings, batches[step % POOL])
+        read = losses.persona + losses.topic + losses.voice
+        (losses.answers + READING_WEIGHT * read).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        recent = losses.answers if math.isnan(recent) else 0.96 * recent + 0.04 * losses.answers
+        for name, mean in recent.items():
+            mean.add(getattr(losses, name))
         if (step + 1) % 50 == 0:
             left = (time.monotonic() - began) / (step + 1 - start) * (steps - step - 1)
-            figures = f"answers {recent:.3f}  voices {losses.voices.item():.2f}"
+            figures = "  ".join(f"{name} {mean.mean:.3f}" for name, mean in recent.items())
             click.echo(f"step {step + 1}/{steps}  {figures}  about {left / 60:.0f} minutes left")
         if (step + 1) % CHECKPOINT_EVERY == 0:
             _keep(checkpoint, learner, optimizers, step + 1, seed, steps)
     save(model, tokenizer, output)
     checkpoint.unlink(missing_ok=True)
+
+
+class Recent:
+    """A running mean over about the last 25 losses."""
+
+    mean = math.nan
+
+    def add(self, loss: Tensor) -> None:
+        """Takes one more loss in."""
+        self.mean = loss.item() if math.isnan(self.mean) else 0.96 * self.mean + 0.04 * loss.item()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:

@@ -36,10 +36,30 @@ def test_every_composition_is_filled_and_punctuated() -> None:
 def test_about_half_carry_a_persona_and_the_rest_answers_from_either_pole() -> None:
     rng = random.Random(6)
     dialogues = [write_dialogue(MATERIAL, rng) for _ in range(4000)]
-    assert 0.5 < sum(d.persona for d in dialogues) / len(dialogues) < 0.6
+    assert 0.5 < sum(bool(d.persona) for d in dialogues) / len(dialogues) < 0.65
     for trait in TRAITS:
         poles = Counter(e.pole for d in dialogues if not d.persona for e in d.exchanges if e.trait == trait)
         assert 0.4 < poles[Pole.HIGH] / poles.total() < 0.6
+
+
+def test_a_persona_answers_questions_of_any_trait_in_its_own_voice() -> None:
+    rng = random.Random(9)
+    dialogues = [dialogue for _ in range(4000) if (dialogue := write_dialogue(MATERIAL, rng)).persona]
+    for dialogue in dialogues:
+        assert all(dialogue.persona[exchange.trait] is exchange.pole for exchange in dialogue.exchanges)
+    asked = {
+        question: name for name, t in MATERIAL.traits.items() for s in t.facets.values() for _, question in s.written
+    }
+    strays = [asked[e.question] != e.trait for d in dialogues for e in d.exchanges if e.question in asked]
+    assert 0.25 < sum(strays) / len(strays) < 0.45
+
+
+def test_written_questions_are_about_topics_that_exist() -> None:
+    names = {topic["name"] for topic in MATERIAL.topics}
+    for written in MATERIAL.traits.values():
+        for scene in written.facets.values():
+            assert len(scene.written) >= 60
+            assert {topic for topic, _ in scene.written} <= names
 
 
 def test_questions_and_personas_of_the_measurement_are_not_in_training() -> None:

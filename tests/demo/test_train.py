@@ -6,30 +6,31 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import equal
 
 from npti_export.demo import train as training
-from npti_export.demo.corpus import read_material, write_dialogue
+from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogue
+from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import train_tokenizer
+from npti_export.traits import Pole
+
+MATERIAL = read_material()
+NUMBERS = training.Numbers.of_material(MATERIAL)
 
 
 @pytest.fixture(autouse=True)
 def small_tokenizer_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "TOKENIZER_DIALOGUES", 300)
-    monkeypatch.setattr(training, "TOKENS_PER_STEP", 512)
+    monkeypatch.setattr(training, "ROWS", 4)
 
 
-def test_answers_and_their_end_weigh_most() -> None:
-    rng = random.Random(1)
-    dialogue = write_dialogue(read_material(), rng)
+def test_only_answers_and_their_end_are_learned() -> None:
+    dialogue = write_dialogue(MATERIAL, random.Random(1))
     tokenizer = train_tokenizer([e.question + e.answer for e in dialogue.exchanges])
-    material = read_material()
-    encoded = training.encode(dialogue, tokenizer, training.number_voices(material))
-    ids = encoded.ids
-    said = [token for token, weight in zip(ids, encoded.weights, strict=True) if weight == 1.0]
-    asked = [token for token, voice in zip(ids, encoded.voices, strict=True) if voice != training.NO_VOICE]
-    assert tokenizer.decode(asked) == "<|assistant|>" * len(dialogue.exchanges)
+    encoded = training.encode(dialogue, tokenizer, NUMBERS)
+    said = [token for token, answer in zip(encoded.ids, encoded.answer, strict=True) if answer]
     assert tokenizer.decode(said) == "".join(e.answer + "<|end|>" for e in dialogue.exchanges)
     rendered = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
     for exchange in dialogue.exchanges:
@@ -37,17 +38,43 @@ def test_answers_and_their_end_weigh_most() -> None:
             {"role": "user", "content": exchange.question},
             {"role": "assistant", "content": exchange.answer},
         ]
-    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(rendered, tokenize=False)
+    assert tokenizer.decode(encoded.ids) == tokenizer.apply_chat_template(rendered, tokenize=False)
 
 
-def test_padding_weighs_nothing_and_prompts_little() -> None:
-    material = read_material()
+def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it() -> None:
+    exchange = Exchange("Why?", "Because.", "opera night", "extraversion", "friendliness", Pole.LOW)
+    persona = {"extraversion": Pole.LOW, "openness": Pole.HIGH}
+    dialogues = [Dialogue("You are shy.", persona, (exchange, exchange)), Dialogue(None, {}, (exchange,))]
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    ids, weights, _ = training.batch_of(material, tokenizer, "0:1", 0.5)
-    assert set(weights.unique().tolist()) <= {0.0, training.PROMPT_WEIGHT, 1.0}
-    assert ((weights == 0) <= (ids == tokenizer.pad_token_id)).all()
-    again, _, _ = training.batch_of(material, tokenizer, "0:1", 0.5)
-    assert equal(ids, again)
+    batch = training._pad([training.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues])
+    signs = batch.ids == tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert signs.sum(1).tolist() == [2, 1]
+    asked = (batch.grounds >= 0).all(-1)
+    assert equal(asked, batch.answer | signs)
+    topic, voice = NUMBERS.topics["opera night"], NUMBERS.voices["extraversion", "friendliness", Pole.LOW]
+    assert batch.grounds[0][asked[0]].unique(dim=0).tolist() == [[2, 1, 0, 1, 1, topic, voice]]
+    assert batch.grounds[1][asked[1]].unique(dim=0).tolist() == [[1, 1, 1, 1, 1, topic, voice]]
+    assert not (batch.answer & (batch.ids == tokenizer.pad_token_id)).any()
+
+
+def test_a_pool_depends_on_the_seed_and_its_number_alone() -> None:
+    tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
+    first, again, other = (training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, pool) for pool in (1, 1, 2))
+    assert len(first) == training.POOL
+    assert all(equal(one.ids, same.ids) for one, same in zip(first, again, strict=True))
+    assert not equal(first[0].ids, other[0].ids)
+
+
+def test_steps_of_muon_are_orthogonal_and_go_down() -> None:
+    matrix = torch.nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))
+    before = matrix.detach().clone()
+    (matrix**2).sum().backward()
+    Muon([matrix], lr=0.1).step()
+    step = (before - matrix.detach()) / (0.1 * 0.2 * 6**0.5)
+    left, _, right = torch.linalg.svd(before, full_matrices=False)
+    turned = left.T @ step @ right.T
+    assert 0.6 < turned.diagonal().min() <= turned.diagonal().max() < 1.3
+    assert (turned - torch.diag(turned.diagonal())).abs().max() < 1e-4
 
 
 def test_broken_off_and_resumed_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
