@@ -65,6 +65,26 @@ def test_a_pool_depends_on_the_seed_and_its_number_alone() -> None:
     assert not equal(first[0].ids, other[0].ids)
 
 
+def test_the_first_words_of_an_answer_weigh_more() -> None:
+    tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
+    batch = training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
+    model = training.new_model()
+    readings = training.Readings(model.config.hidden_size, NUMBERS)
+    with torch.no_grad():
+        found = training.losses_of(model, readings, batch, 3.0).answers.item()
+        chances = model(input_ids=batch.ids).logits.double().log_softmax(-1)
+    total = weight = 0.0
+    for row in range(len(batch.ids)):
+        since = 0
+        for place in range(1, batch.ids.shape[1]):
+            since = since + 1 if batch.answer[row, place] else 0
+            if since:
+                share = 3.0 if since <= 6 else 1.0
+                total -= share * chances[row, place - 1, batch.ids[row, place]].item()
+                weight += share
+    assert found == pytest.approx(total / weight, rel=1e-4)
+
+
 def test_steps_of_muon_are_orthogonal_and_go_down() -> None:
     matrix = torch.nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))
     before = matrix.detach().clone()
