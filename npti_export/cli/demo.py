@@ -13,7 +13,7 @@ import click
 from npti_export.cli import loading, options
 
 QUESTIONS = 60
-"""Identification questions a pole: enough for a reliability of delta above .99 on the bundled model."""
+"""Identification questions a pole at most; fewer are asked once the halves of the answers agree on delta."""
 TEST_QUESTIONS = 40
 
 
@@ -52,7 +52,7 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
     from npti_export.traits.material import shipped_personas, shipped_questions
 
     stage = partial(loading.stage, quiet=quiet)
-    click.echo(f"1. Find the neurons of {trait}: {QUESTIONS} questions at each pole, answered in character.")
+    click.echo(f"1. Find the neurons of {trait}: up to {QUESTIONS} questions at each pole, answered in character.")
     found = identify(
         model,
         tokenizer,

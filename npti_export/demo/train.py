@@ -11,6 +11,7 @@ import os
 import random
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,23 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npti_export.demo import DEMO_MODEL
-from npti_export.demo.corpus import EVERYDAY, Dialogue, Exchange, Material, read_material, write_dialogue
+from npti_export.demo.corpus import (
+    EVERYDAY,
+    Dialogue,
+    Exchange,
+    Material,
+    read_material,
+    write_dialogues,
+    write_pair,
+)
 from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import CONTEXT, END, PAD, VOCABULARY, train_tokenizer
 from npti_export.traits import TRAITS, Pole
 
-STEPS = 3700
+STEPS = 3400
 ROWS = 32
-# Dialogues are drawn in pools of eight batches and sorted by length within, so that little is padded.
+# Pairs of dialogues are drawn in pools of eight batches and sorted by length within, so that little is padded. A pair
+# stays in one batch: what the two have in common cancels, and the gradient shows what the persona changes.
 POOL = 8
 TOKENIZER_DIALOGUES = 20_000
 CHECKPOINT_EVERY = 100
@@ -38,7 +48,7 @@ CHECKPOINT_EVERY = 100
 MUON_RATE, ADAM_RATE = 3e-3, 3e-3
 # Shares of the peak at steps, straight lines between. After 2,000 steps the loss still fell steadily and persona and
 # topic were still being learned, so the rate stays where it is for a while before it goes down.
-RATES = ((0, 0.01), (99, 1.0), (600, 1.0), (2000, 0.428), (3000, 0.428), (3700, 0.02))
+RATES = ((0, 0.01), (99, 1.0), (700, 1.0), (2000, 0.45), (2700, 0.4), (3400, 0.02))
 # In training alone, linear layers read at every token of an answer what it depends on: from the state behind layer 2
 # what the persona says of each trait, and the topic; from the one behind layer 3 the voice. Without them, after 1,000
 # steps the model had learned sentences but not to look back: the right persona and the opposite one gave the same loss
@@ -46,13 +56,12 @@ RATES = ((0, 0.01), (99, 1.0), (600, 1.0), (2000, 0.428), (3000, 0.428), (3700, 
 # shipped poles), but the words behind it made no use of it.
 MIDDLE_LAYER, VOICE_LAYER = 2, 3
 READING_WEIGHT = 0.5
-# From this step on the first words of an answer weigh more: they decide what is said, and are few among many that
-# follow from them. Measured at step 1,000: the voice was read (2.0 nats for the right pole, 3.8 for the other), but the
-# first word still cost the same with the right persona and the opposite one (3.52 and 3.54 nats).
-OPENING_FROM = 1100
-OPENING, OPENING_WEIGHT = 6, 6.0
-# Words are left out of two in five prompts, so that the model does not hang on the exact wording.
-ROUGH_SHARE, WORD_DROP = 0.4, 0.08
+# The first words of an answer weigh more: they decide what is said, and are few among many that follow from them.
+# Measured after 1,000 steps without: the voice was read (2.0 nats for the right pole, 3.8 for the other), but the first
+# word still cost the same with the right persona and the opposite one (3.52 and 3.54 nats).
+OPENING, OPENING_WEIGHT = 6, 4.0
+# Words are left out of half of the prompts, so that the model does not hang on the exact wording.
+ROUGH_SHARE, WORD_DROP = 0.5, 0.1
 
 
 def new_model() -> LlamaForCausalLM:
@@ -195,8 +204,10 @@ def batches_of(
 ) -> list[Batch]:
     """The batches of a pool, in a random order."""
     rng = random.Random(f"{seed}:{pool}")
-    dialogues = [roughen(write_dialogue(material, rng), rng) for _ in range(ROWS * POOL)]
-    drawn = sorted((encode(dialogue, tokenizer, numbers) for dialogue in dialogues), key=lambda row: len(row.ids))
+    pairs = [write_pair(material, rng) for _ in range(ROWS * POOL // 2)]
+    encoded = [[encode(roughen(dialogue, rng), tokenizer, numbers) for dialogue in pair] for pair in pairs]
+    encoded.sort(key=lambda pair: max(len(row.ids) for row in pair))
+    drawn = [row for pair in encoded for row in pair]
     batches = [_pad(drawn[first : first + ROWS]) for first in range(0, len(drawn), ROWS)]
     rng.shuffle(batches)
     return batches
@@ -225,13 +236,13 @@ class Losses:
     voice: Tensor
 
 
-def losses_of(model: LlamaForCausalLM, readings: Readings, batch: Batch, opening_weight: float) -> Losses:
-    """Runs a batch; ``opening_weight`` is that of the first tokens of each answer, the others weigh 1."""
+def losses_of(model: LlamaForCausalLM, readings: Readings, batch: Batch) -> Losses:
+    """Runs a batch; the first tokens of each answer weigh OPENING_WEIGHT, the others 1."""
     learned = batch.answer[:, 1:]
     output = model.model(input_ids=batch.ids[:, :-1], use_cache=False, output_hidden_states=True)
     logits = F.linear(output.last_hidden_state[learned], model.lm_head.weight)
     losses = F.cross_entropy(logits, batch.ids[:, 1:][learned], reduction="none")
-    weights = torch.where(openings_of(batch.answer)[:, 1:][learned], opening_weight, 1.0)
+    weights = torch.where(openings_of(batch.answer)[:, 1:][learned], OPENING_WEIGHT, 1.0)
     answers = (losses * weights).sum() / weights.sum()
     return Losses(answers, *readings(output.hidden_states, batch.grounds[:, :-1]))
 
@@ -253,10 +264,11 @@ def openings_of(answer: Tensor) -> Tensor:
 def rate_at(step: int, steps: int) -> float:
     """The share of the peak learning rate at a step of a run of so many.
 
-    >>> [round(rate_at(step, STEPS), 3) for step in (0, 99, 600, 2600, 3699)]
+    >>> [round(rate_at(step, STEPS), 3) for step in (0, 99, 700, 2700, 3399)]
     [0.01, 1.0, 1.0, 0.428, 0.021]
     """
-    return float(np.interp(step * STEPS / steps, *zip(*RATES, strict=True)))
+    steps_of, shares = zip(*RATES, strict=True)
+    return float(np.interp(step * STEPS / steps, np.array(steps_of), np.array(shares)))
 
 
 def optimizers_of(model: LlamaForCausalLM, readings: Readings) -> list[torch.optim.Optimizer]:
@@ -274,7 +286,7 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
     """Trains for so many steps, going on from a checkpoint in ``work`` if there is one, and writes the model."""
     material = read_material()
     rng = random.Random(f"tokenizer {seed}")
-    tokenizer = train_tokenizer(_texts(write_dialogue(material, rng)) for _ in range(TOKENIZER_DIALOGUES))
+    tokenizer = train_tokenizer(map(_texts, islice(write_dialogues(material, rng), TOKENIZER_DIALOGUES)))
     torch.manual_seed(seed)
     model = new_model()
     numbers = Numbers.of_material(material)
@@ -291,8 +303,7 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
         for optimizer, peak in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_at(step, steps)
-        opening_weight = OPENING_WEIGHT if step >= OPENING_FROM else 1.0
-        losses = losses_of(model, readings, batches[step % POOL], opening_weight)
+        losses = losses_of(model, readings, batches[step % POOL])
         read = losses.persona + losses.topic + losses.voice
         (losses.answers + READING_WEIGHT * read).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import equal
 
 from npti_export.demo import train as training
-from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogue
+from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogues
 from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import train_tokenizer
 from npti_export.traits import Pole
@@ -27,7 +27,7 @@ def small_tokenizer_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_answers_and_their_end_are_learned() -> None:
-    dialogue = write_dialogue(MATERIAL, random.Random(1))
+    dialogue = next(write_dialogues(MATERIAL, random.Random(1)))
     tokenizer = train_tokenizer([e.question + e.answer for e in dialogue.exchanges])
     encoded = training.encode(dialogue, tokenizer, NUMBERS)
     said = [token for token, answer in zip(encoded.ids, encoded.answer, strict=True) if answer]
@@ -65,13 +65,14 @@ def test_a_pool_depends_on_the_seed_and_its_number_alone() -> None:
     assert not equal(first[0].ids, other[0].ids)
 
 
-def test_the_first_words_of_an_answer_weigh_more() -> None:
+def test_the_first_words_of_an_answer_weigh_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "OPENING_WEIGHT", 3.0)
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
     batch = training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
     model = training.new_model()
     readings = training.Readings(model.config.hidden_size, NUMBERS)
     with torch.no_grad():
-        found = training.losses_of(model, readings, batch, 3.0).answers.item()
+        found = training.losses_of(model, readings, batch).answers.item()
         chances = model(input_ids=batch.ids).logits.double().log_softmax(-1)
     total = weight = 0.0
     for row in range(len(batch.ids)):
