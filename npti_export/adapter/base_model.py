@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from npti_export.errors import NptiError
 
+UNKNOWN = "unknown"
+"""Type or activation of a base model whose config could not be had; it fits any."""
+
 
 @dataclass(frozen=True)
 class LayerNeurons:
@@ -36,10 +39,10 @@ class BaseModel:
     Args:
         id: Hub id, or the last component of the folder that it was loaded from.
         revision: Commit on the Hub, where known.
-        model_type: As in the model's config, for example ``llama``.
+        model_type: As in the model's config, for example ``llama``; ``unknown`` where that could not be had.
         num_layers: Number of decoder layers.
         neurons_per_layer: How many neurons each has.
-        activation: Name of the non-linearity.
+        activation: Name of the non-linearity; ``unknown`` likewise.
         gated: Whether the layers are gated.
         fingerprint: SHA-256 of the first gate weights, None where it could not be taken.
     """
@@ -72,7 +75,7 @@ class BaseModel:
         """
         for what in ("model_type", "num_layers", "neurons_per_layer", "activation", "gated"):
             mine, theirs = getattr(self, what), getattr(model, what)
-            if mine != theirs:
+            if mine != theirs and UNKNOWN not in (mine, theirs):
                 if what == "neurons_per_layer":
                     mine, theirs = self.num_neurons, model.num_neurons
                 raise NptiError(

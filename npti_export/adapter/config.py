@@ -2,123 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
-from npti_export.adapter.records import DosePoint, Identification, Method, PoleRecord
+from npti_export.adapter.neurons import NeuronSet
+from npti_export.adapter.records import (
+    HYBRID,
+    MEAN_SHIFT,
+    NPTI,
+    RESIDUAL,
+    DosePoint,
+    Identification,
+    Method,
+    PoleRecord,
+)
+from npti_export.adapter.residual import ResidualShift
+from npti_export.adapter.schema import (
+    BaseModelFields,
+    IdentificationFields,
+    MethodFields,
+    PoleFields,
+)
+from npti_export.adapter.schema import ConfigFields as ConfigFields
+from npti_export.adapter.schema import TraitFields as TraitFields
 from npti_export.errors import NptiError
-from npti_export.traits import TRAIT_NAME, Pole
+from npti_export.traits import Pole
 from npti_export.traits.spec import NEUTRAL_NAME
 
 FORMAT_VERSION = 1
 LIBRARY_NAME = "npti-export"
 
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Strict(Schema):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class LayerFields(_Strict):
-    """One entry of ``neurons_per_layer``."""
-
-    dense: Count
-    experts: Annotated[int, Field(ge=0, le=2**15 - 1)]
-    per_expert: Count
-    shared: Count
-
-
-class BaseModelFields(_Strict):
-    """The field ``base_model``."""
-
-    id: Annotated[str, Field(min_length=1, max_length=300)]
-    revision: str | None
-    model_type: str
-    num_layers: Annotated[int, Field(ge=1, le=2**15 - 1)]
-    neurons_per_layer: list[LayerFields]
-    activation: str
-    gated: bool
-    fingerprint: Digest | None
-
-
-class ShiftFields(_Strict):
-    """How the shift of the method ``npti`` grows with delta."""
-
-    kind: Literal["sigmoid"]
-    steepness: Finite
-    midpoint: Finite
-
-
-class MethodFields(_Strict):
-    """The field ``method`` of a pole."""
-
-    name: Literal["npti"]
-    min_difference: Annotated[float, Field(ge=0, le=1)]
-    percentile: Annotated[float, Field(gt=0, lt=100)]
-    shift: ShiftFields
-
-
-class DoseFields(_Strict):
-    """One point of a dose curve."""
-
-    gamma: Finite
-    effect: Finite
-    fluency: Finite
-
-
-class PoleFields(_Strict):
-    """One pole of a trait."""
-
-    neurons: Count
-    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    calibrated: bool
-    caps: Literal["opposite", "none"]
-    positions: Literal["generated", "answer", "all", "last_prompt+generated"]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    method: MethodFields
-    dose_curve: list[DoseFields]
-    scores: dict[str, Any]
-
-
-class IdentificationFields(_Strict):
-    """The field ``identification``."""
-
-    source: Literal["identified", "imported"]
-    questions_sha256: Digest | Literal[""]
-    personas_sha256: Digest | Literal[""]
-    transcripts: Count
-    tokens: dict[Literal["high", "low"], Annotated[int, Field(ge=0)]]
-    seed: int
-    split_half_reliability: Finite | None
-    versions: dict[str, str]
-
-
-class TraitFields(_Strict):
-    """One entry of ``traits``."""
-
-    file: str
-    sha256: Digest
-    poles: dict[Literal["high", "low"], PoleFields]
-    identification: IdentificationFields
-
-
-class ConfigFields(_Strict):
-    """The whole of config.json."""
-
-    format_version: Literal[1]
-    library_name: Literal["npti-export"]
-    config_sha256: Digest
-    base_model: BaseModelFields
-    traits: dict[Annotated[str, Field(pattern=f"^{TRAIT_NAME.pattern}$")], TraitFields]
+_KINDS = {NPTI: "sigmoid", MEAN_SHIFT: "mean-difference", HYBRID: "mean-difference", RESIDUAL: "none"}
+"""How the shift of each method is made."""
+_THRESHOLDS = {
+    NPTI: "min_difference",
+    RESIDUAL: "min_difference",
+    MEAN_SHIFT: "min_effect_size",
+    HYBRID: "min_effect_size",
+}
 
 
 def canonical_json(value: Any) -> str:
@@ -167,27 +94,67 @@ def read_config(data: bytes, where: str) -> ConfigFields:
         first = error.errors(include_url=False)[0]
         if not first["loc"]:
             raise NptiError(f"{where} is no JSON that an adapter holds ({first['msg']}).") from None
-        field = ".".join(map(str, first["loc"]))
-        raise NptiError(f"{where}: field {field}: {first['msg']} (found {str(first['input'])[:80]!r}).") from None
+        found = f"{first['msg']} (found {str(first['input'])[:80]!r})"
+        raise NptiError(f"{where}: field {_named(*first['loc'])}: {found}.") from None
     try:
         rewritten = write_config(raw)
     except NptiError as error:
         raise NptiError(f"{where}: {error}") from None
     if rewritten != data:
         raise NptiError(f"{where} was changed after it was written (config_sha256 does not agree with its content).")
-    if len(config.base_model.neurons_per_layer) != config.base_model.num_layers:
-        raise NptiError(
-            f"{where}: neurons_per_layer has {len(config.base_model.neurons_per_layer)} entries for "
-            f"{config.base_model.num_layers} layers."
-        )
+    _check_base_model(config.base_model, where)
+    neurons = base_model_from_fields(config.base_model).num_neurons
     for name, trait in config.traits.items():
         if name == NEUTRAL_NAME:
             raise NptiError(f"{where}: a trait is called {name!r}, which stands for no personality at all.")
         if trait.file != f"{name}.safetensors":
-            raise NptiError(f"{where}: the file of {name} is {trait.file!r}, expected '{name}.safetensors'.")
+            raise NptiError(
+                f"{where}: the file of {_named(name)} is {trait.file[:80]!r}, expected '{_named(name)}.safetensors'."
+            )
         if set(trait.poles) != set(Pole):
-            raise NptiError(f"{where}: {name} has the poles {sorted(trait.poles)}, expected high and low.")
+            raise NptiError(f"{where}: {_named(name)} has the poles {sorted(trait.poles)}, expected high and low.")
+        if set(trait.identification.tokens) != set(Pole):
+            raise NptiError(f"{where}: {_named(name)} has no identification.tokens of both poles, high and low.")
+        for pole, fields in trait.poles.items():
+            _check_method(fields.method, f"{where}: field {_named('traits', name, 'poles', pole, 'method')}")
+            if fields.neurons > neurons:
+                raise NptiError(
+                    f"{where}: {_named(name)} {pole} has {fields.neurons} neurons, and the base model {neurons}."
+                )
     return config
+
+
+def _named(*path: str | int) -> str:
+    """A field as part of a sentence: on one line, and not long, whatever the file calls it."""
+    return repr(".".join(map(str, path)))[1:-1][:200]
+
+
+def _check_base_model(fields: BaseModelFields, where: str) -> None:
+    """What cannot be said of one field of the base model alone."""
+    if len(fields.neurons_per_layer) != fields.num_layers:
+        raise NptiError(
+            f"{where}: neurons_per_layer has {len(fields.neurons_per_layer)} entries for {fields.num_layers} layers."
+        )
+    for number, layer in enumerate(fields.neurons_per_layer):
+        if (layer.experts == 0) != (layer.per_expert == 0):
+            raise NptiError(
+                f"{where}: layer {number} has {layer.experts} experts of {layer.per_expert} neurons; both or neither "
+                "must be 0."
+            )
+    if {".", ".."} & set(fields.id.split("/")):
+        raise NptiError(f"{where}: field base_model.id: {fields.id!r} is no Hub id and no name of a folder.")
+
+
+def _check_method(fields: MethodFields, where: str) -> None:
+    """Whether a method has the fields of its name, and no others."""
+    kind = _KINDS[fields.name]
+    if fields.shift.kind != kind:
+        raise NptiError(f"{where}.shift.kind is {fields.shift.kind!r}, expected {kind!r} for {fields.name}.")
+    expected = {"name", "percentile", "shift", _THRESHOLDS[fields.name]}
+    shift = {"kind", "steepness", "midpoint"} if kind == "sigmoid" else {"kind"}
+    for found, wanted in ((fields.model_fields_set, expected), (fields.shift.model_fields_set, shift)):
+        if found != wanted:
+            raise NptiError(f"{where} has the fields {sorted(found)}, expected {sorted(wanted)} for {fields.name}.")
 
 
 def base_model_to_json(model: BaseModel) -> dict[str, Any]:
@@ -202,13 +169,34 @@ def base_model_from_fields(fields: BaseModelFields) -> BaseModel:
 
 
 def method_to_json(method: Method) -> dict[str, Any]:
-    """The field ``method`` of a pole."""
+    """The field ``method`` of a pole, which holds what belongs to its name.
+
+    Raises:
+        NptiError: If there is something else than the default in what would be left out.
+    """
+    threshold = _THRESHOLDS.get(method.name, "min_difference")
+    kind = _KINDS.get(method.name, "sigmoid")
+    sigmoid = ["steepness", "midpoint"] if kind == "sigmoid" else []
+    belongs = {"name", "percentile", threshold, *sigmoid}
+    for field in dataclasses.fields(Method):
+        value = getattr(method, field.name)
+        if field.name not in belongs and value != field.default:
+            raise NptiError(f"The method {method.name} has no {field.name}, and {value} was given.")
+    value = getattr(method, threshold)
     return {
         "name": method.name,
-        "min_difference": float(method.min_difference),
+        threshold: None if value is None else float(value),
         "percentile": float(method.percentile),
-        "shift": {"kind": "sigmoid", "steepness": float(method.steepness), "midpoint": float(method.midpoint)},
+        "shift": {"kind": kind} | {name: float(getattr(method, name)) for name in sigmoid},
     }
+
+
+def method_from_fields(fields: MethodFields) -> Method:
+    """The method of a pole from its checked fields; what the file does not hold is as ``Method()`` has it."""
+    given = fields.model_dump(exclude_unset=True)
+    shift = given.pop("shift")
+    del shift["kind"]
+    return Method(**given, **shift)
 
 
 def pole_to_json(pole: PoleRecord) -> dict[str, Any]:
@@ -226,21 +214,19 @@ def pole_to_json(pole: PoleRecord) -> dict[str, Any]:
     }
 
 
-def pole_from_fields(fields: PoleFields, neurons: Any) -> PoleRecord:
-    """The record of a pole from its checked fields and its neurons."""
-    method = fields.method
+def pole_from_fields(fields: PoleFields, neurons: NeuronSet, residual: ResidualShift | None = None) -> PoleRecord:
+    """The record of a pole from its checked fields, its neurons and its dense part."""
     return PoleRecord(
         neurons=neurons,
         gamma=fields.gamma,
-        method=Method(
-            method.name, method.min_difference, method.percentile, method.shift.steepness, method.shift.midpoint
-        ),
+        method=method_from_fields(fields.method),
         calibrated=fields.calibrated,
         caps=fields.caps,
         positions=fields.positions,
         dropout=fields.dropout,
         dose_curve=tuple(DosePoint(**point.model_dump()) for point in fields.dose_curve),
         scores=fields.scores,
+        residual=residual,
     )
 
 

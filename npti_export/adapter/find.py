@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from npti_export.errors import NptiError
@@ -13,10 +14,16 @@ DEMO_ID = "npti-demo"
 def adapter_folder_name(base_model_id: str) -> str:
     """The folder of a base model's adapter.
 
+    Raises:
+        NptiError: If the id, which may come from somebody's config, is no name of a folder.
+
     >>> adapter_folder_name("org/name")
     'org--name'
     """
-    return base_model_id.replace("/", "--")
+    name = base_model_id.replace("/", "--")
+    if name in ("", ".", "..") or re.search(r"[\x00-\x1f\\]", name):
+        raise NptiError(f"{base_model_id!r} is no name of a base model: a folder of its own could not be called so.")
+    return name
 
 
 def id_of_model_name(name: str) -> str:
@@ -61,15 +68,36 @@ def find_adapter(base_model_id: str) -> Path:
     Raises:
         NptiError: If there is none, or if both of the first two are there.
     """
-    name = adapter_folder_name(base_model_id)
-    own = [folder / name for folder in (Path("adapters"), cache_folder()) if (folder / name / "config.json").is_file()]
+    own = _own_folders(base_model_id)
     if len(own) > 1 and own[0].resolve() != own[1].resolve():
         raise NptiError(f"Two adapters fit {base_model_id}: {own[0]} and {own[1]}; name one.")
     if own:
         return own[0]
     if base_model_id == DEMO_ID and (bundled_folder() / "config.json").is_file():
         return bundled_folder()
+    name = adapter_folder_name(base_model_id)
     raise NptiError(
         f"No adapter for {base_model_id} was found in adapters/{name} or {cache_folder() / name}; make one with "
         f"'npti-export identify --model {base_model_id} --trait openness', or name a folder or Hub repository."
     )
+
+
+def last_written_adapter(base_model_id: str) -> Path:
+    """The folder of a base model's adapter; of the two that :func:`find_adapter` would not choose from, the newer.
+
+    Args:
+        base_model_id: Hub id, or the last component of the model's folder.
+
+    Raises:
+        NptiError: If there is none.
+    """
+    own = _own_folders(base_model_id)
+    if len(own) > 1:
+        return max(own, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
+    return find_adapter(base_model_id)
+
+
+def _own_folders(base_model_id: str) -> list[Path]:
+    """Where the user has an adapter of a base model: below the working directory, in the cache."""
+    name = adapter_folder_name(base_model_id)
+    return [folder / name for folder in (Path("adapters"), cache_folder()) if (folder / name / "config.json").is_file()]

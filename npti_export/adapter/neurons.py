@@ -89,13 +89,21 @@ class NeuronSet:
             raise NptiError(f"{where}: a delta lies outside -1 to 1.")
         expert = self.expert if self.expert is not None else np.full(n, -1, np.int16)
         self._check_range(model, expert, where)
-        order = np.lexsort((self.index, expert, self.layer))
-        if not np.array_equal(order, np.arange(n)):
+        mixture = any(layer.experts for layer in model.neurons_per_layer)
+        if mixture != (self.expert is not None):
+            found, has = ("there", "no") if self.expert is not None else ("missing", "routed")
+            raise NptiError(f"{where}: the tensor expert is {found}, and the base model has {has} experts.")
+        self._check_order(expert, where)
+
+    def _check_order(self, expert: NDArray[np.int16], where: str) -> None:
+        # One number a neuron that sorts as (layer, expert, index) does: 15, 16 and 31 bits.
+        key = (self.layer.astype(np.int64) << 47) + ((expert.astype(np.int64) + 1) << 31) + self.index
+        steps = np.diff(key)
+        if (steps < 0).any():
             raise NptiError(f"{where}: the neurons are not sorted by (layer, expert, index).")
-        same = (np.diff(self.layer) == 0) & (np.diff(expert) == 0) & (np.diff(self.index) == 0)
-        if same.any():
-            at = int(np.flatnonzero(same)[0])
-            raise NptiError(f"{where}: neuron {self.layer[at]}:{self.index[at]} stands there twice.")
+        if not steps.all():
+            at = int(np.flatnonzero(steps == 0)[0])
+            raise NptiError(f"{where}: neuron {self._named(at, expert)} stands there twice.")
 
     def _check_range(self, model: BaseModel, expert: NDArray[np.int16], where: str) -> None:
         layers = model.neurons_per_layer
@@ -110,3 +118,7 @@ class NeuronSet:
                 f"{where}: neuron {self.layer[at]}:{self.index[at]} (expert {expert[at]}) is not in the base model, "
                 f"whose layer {self.layer[at]} has {experts[at]} experts and {width[at]} such neurons."
             )
+
+    def _named(self, at: int, expert: NDArray[np.int16]) -> str:
+        of_expert = f" of expert {expert[at]}" if expert[at] >= 0 else ""
+        return f"{self.layer[at]}:{self.index[at]}{of_expert}"

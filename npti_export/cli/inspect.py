@@ -3,52 +3,127 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from npti_export.cli import loading, options
 
+if TYPE_CHECKING:
+    from npti_export.adapter.adapter import PersonalityAdapter
+    from npti_export.adapter.records import PoleRecord
 
-@click.command("inspect", epilog="Example: npti-export inspect adapters/npti-demo")
+NOT_MEASURED = "not measured"
+COLUMNS = ("personality", "neurons", "γ", "calibrated", "judge", "effect", "perplexity ratio", "reliability")
+
+
+@click.command("inspect", epilog="Example: npti-export inspect adapters/npti-demo --plot npti-demo.png")
 @click.argument("adapter", required=False)
 @options.model
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw neurons by layer and delta by pole into this PNG.")
 @options.as_json
-def command(adapter: str | None, model_name: str | None, as_json: bool) -> None:
-    """Show what an adapter holds: base model, traits, neurons, doses, what was measured.
+def command(adapter: str | None, model_name: str | None, plot: Path | None, as_json: bool) -> None:
+    """Show what an adapter holds: base model, traits, neurons, doses, what was measured, sizes and hashes.
 
     ADAPTER is a folder or a Hub repository; without it the one made for the model is looked for.
     """
+    if plot and plot.suffix.lower() != ".png":
+        raise click.UsageError(f"--plot writes a PNG; {plot.name!r} does not end in .png.")
+
     from npti_export.adapter.adapter import PersonalityAdapter
-    from npti_export.adapter.config import base_model_to_json, pole_to_json
     from npti_export.adapter.find import DEMO_ID, find_adapter, id_of_model_name
+    from npti_export.adapter.hub import fetch_adapter
 
     name = adapter or str(find_adapter(id_of_model_name(model_name) if model_name else DEMO_ID))
-    loaded = PersonalityAdapter.from_pretrained(name)
+    folder = Path(name) if Path(name).is_dir() else fetch_adapter(name, None, None)
+    loaded = PersonalityAdapter.from_pretrained(folder)
+    config = _config_with_sizes(folder)
+    if plot:
+        from npti_export.adapter.plot import write_picture
+
+        write_picture(loaded, plot)
     if as_json:
-        traits = {
-            trait: {str(pole): pole_to_json(record) for pole, record in entry.poles.items()}
-            for trait, entry in loaded.traits.items()
-        }
-        click.echo(json.dumps({"base_model": base_model_to_json(loaded.base_model), "traits": traits}, indent=2))
+        click.echo(json.dumps({"adapter": name, **config}, indent=2))
         return
+    _print(name, loaded, config)
+    if plot:
+        click.echo(f"Picture written to {plot}")
+
+
+def _config_with_sizes(folder: Path) -> dict[str, Any]:
+    """The adapter's config, which was read and checked before, with the bytes on disk of each file and of all."""
+    from npti_export.adapter.files import CARD_NAME, CONFIG_NAME, MAX_CONFIG_BYTES, read_bytes
+
+    config: dict[str, Any] = json.loads(read_bytes(folder / CONFIG_NAME, MAX_CONFIG_BYTES))
+    traits = {
+        name: {**trait, "bytes": (folder / trait["file"]).stat().st_size} for name, trait in config["traits"].items()
+    }
+    others = [folder / file for file in (CONFIG_NAME, CARD_NAME) if (folder / file).is_file()]
+    total = sum(trait["bytes"] for trait in traits.values()) + sum(file.stat().st_size for file in others)
+    return {**config, "traits": traits, "bytes": total}
+
+
+def _print(name: str, adapter: PersonalityAdapter, config: Mapping[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    base = loaded.base_model
+    from npti_export.adapter.records import NPTI
+
+    base = adapter.base_model
     click.echo(
-        f"{name}: personalities of {base.id} ({base.model_type}, {base.num_layers} layers, {base.num_neurons} neurons)"
+        _plain(
+            f"{name}: personalities of {base.id} ({base.model_type}, {base.num_layers} layers, {base.num_neurons:,} "
+            f"neurons, revision {base.revision or 'unknown'}, fingerprint {(base.fingerprint or 'unknown')[:12]})"
+        )
     )
-    table = Table("personality", "neurons", "γ", "calibrated", "effect", "perplexity ratio", "reliability")
-    for trait, entry in loaded.traits.items():
+    table = Table(*COLUMNS)
+    for trait, entry in adapter.traits.items():
+        reliability = entry.identification.split_half_reliability
         for pole, record in entry.poles.items():
-            point = next((p for p in record.dose_curve if p.gamma == record.gamma), None)
-            reliability = entry.identification.split_half_reliability
-            table.add_row(
-                f"{trait}{pole.sign}",
-                str(len(record.neurons)),
-                f"{record.gamma:g}",
-                "yes" if record.calibrated else "no",
-                f"{point.effect:+.2f}" if point else "not measured",
-                f"{point.fluency:.2f}" if point else "not measured",
-                f"{reliability:.3f}" if reliability is not None else "not measured",
-            )
+            method = "" if record.method.name == NPTI else f" {record.method.name}"
+            for by, effect, cost in _measured(record):
+                table.add_row(
+                    f"{trait}{pole.sign}",
+                    f"{len(record.neurons):,}{method}",
+                    f"{record.gamma:g}",
+                    "yes" if record.calibrated else "no",
+                    escape(_plain(by)),
+                    effect,
+                    cost,
+                    NOT_MEASURED if reliability is None else f"{reliability:.3f}",
+                )
     loading.print_table(table)
+    for entry in config["traits"].values():
+        source = entry["identification"]["source"]
+        click.echo(f"{entry['bytes']:12,} bytes  {entry['file']} ({source})  SHA-256 {entry['sha256']}")
+    click.echo(f"{config['bytes']:12,} bytes in all  config.json with SHA-256 {config['config_sha256']}")
+
+
+def _measured(record: PoleRecord) -> list[tuple[str, str, str]]:
+    """By whom the pole was scored, effect and cost: a row a judge, else what finding the dose measured."""
+    rows = [
+        (judge, _figure(scores.get("effect"), "{:+.2f}"), _figure(scores.get("fluency"), "{:.2f}"))
+        for judge, scores in sorted(record.scores.items())
+        if isinstance(scores, dict)
+    ]
+    if rows:
+        return rows
+    at_dose = [point for point in record.dose_curve if point.gamma == record.gamma]
+    if at_dose:
+        return [("dose curve", f"{at_dose[0].effect:+.2f}", f"{at_dose[0].fluency:.2f}")]
+    return [(NOT_MEASURED, "", "")]
+
+
+def _figure(score: Any, form: str) -> str:
+    """Mean and interval; what an adapter from elsewhere does not hold in that form was not measured."""
+    match score:
+        case [int() | float() as mean, int() | float() as low, int() | float() as high]:
+            return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
+    return NOT_MEASURED
+
+
+def _plain(text: str) -> str:
+    """Text from an adapter without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "�" for character in text)

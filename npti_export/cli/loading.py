@@ -64,6 +64,16 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
     return model.eval(), tokenizer
 
 
+def hush_hub(quiet: bool) -> None:
+    """Keeps the Hub's client from saying on stderr, over several lines, what the command says in one."""
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+
+
 @contextmanager
 def stage(what: str, steps: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Shows how far a stage is, with rate and time left; yields the function that is told of steps done."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_by_hand import base_model, trait_record, write_config
+from made_by_hand import base_model, every_method, trait_record, write_config
 from safetensors.numpy import load, save
 
 from npti_export.adapter.adapter import PersonalityAdapter
@@ -30,6 +30,12 @@ def folder(adapter: PersonalityAdapter, tmp_path: Path) -> Path:
     """That adapter, saved."""
     adapter.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
+
+
+@pytest.fixture
+def mixture() -> PersonalityAdapter:
+    """An adapter of a mixture of experts in which every method stands."""
+    return every_method()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from npti_export.adapter.find import (
     cache_folder,
     default_adapter_folder,
     find_adapter,
+    last_written_adapter,
 )
 from npti_export.errors import NptiError
 
@@ -54,6 +56,26 @@ def test_two_that_fit_are_an_error(places):
         find_adapter(MODEL)
     assert str(here) in str(caught.value)
     assert str(own) in str(caught.value)
+
+
+def test_of_two_the_one_last_written_is_known(places):
+    here, own = places
+    with pytest.raises(NptiError, match="No adapter for someone/small-chat was found"):
+        last_written_adapter(MODEL)
+    put(here)
+    assert last_written_adapter(MODEL) == here
+    put(own)
+    for older, newer in ((here, own), (own, here)):
+        os.utime(older / "config.json", (1000, 1000))
+        os.utime(newer / "config.json", (2000, 2000))
+        assert last_written_adapter(MODEL) == newer
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a\\b", "a\nb", "a\0b"])
+def test_a_model_whose_name_would_leave_the_folder(places, name):
+    with pytest.raises(NptiError, match="is no name of a base model"):
+        find_adapter(name)
+    assert adapter_folder_name("../x") == "..--x"
 
 
 def test_one_folder_under_two_names_is_one_adapter(places):

@@ -24,6 +24,7 @@ from safetensors.numpy import load
 from npti_export.adapter.adapter import PersonalityAdapter, read_base_model
 from npti_export.adapter.base_model import LayerNeurons
 from npti_export.adapter.records import DosePoint, Method, PoleRecord, TraitRecord
+from npti_export.adapter.residual import ResidualShift
 from npti_export.errors import NptiError
 from npti_export.traits import Pole
 
@@ -220,6 +221,12 @@ def test_what_it_prints(adapter):
     assert repr(PersonalityAdapter(base_model(), {})) == "PersonalityAdapter(someone/small-chat: no traits)"
 
 
+def test_what_it_prints_of_other_methods_than_the_papers(mixture):
+    assert repr(mixture) == (
+        "PersonalityAdapter(someone/mixture: openness 4+/3-, extraversion 4+ mean-shift/3-, wit 4+ hybrid/3- residual)"
+    )
+
+
 def test_the_base_model_is_read_from_the_config_alone(adapter, folder):
     for path in folder.glob("*.safetensors"):
         path.unlink()
@@ -227,11 +234,13 @@ def test_the_base_model_is_read_from_the_config_alone(adapter, folder):
 
 
 def test_files_that_are_links_as_in_the_cache_of_the_hub_are_read_and_never_written_through(adapter, folder, tmp_path):
-    blobs = tmp_path / "blobs"
+    blobs = tmp_path / "models--user--name" / "blobs"
+    blobs.parent.mkdir()
     folder.rename(blobs)
-    folder.mkdir()
+    folder = blobs.parent / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
     for name in FILES:
-        (folder / name).symlink_to(blobs / name)
+        (folder / name).symlink_to(f"../../blobs/{name}")
     before = contents(blobs)
     assert PersonalityAdapter.from_pretrained(folder) == adapter
     adapter.with_trait(trait_record("wit", seed=88)).save_pretrained(folder)
@@ -302,7 +311,10 @@ def test_a_file_in_the_place_of_the_folder(adapter, tmp_path):
         ({"dropout": 1.0}, "dropout: Input should be less than 1"),
         ({"gamma": -0.7}, "shift is not gamma"),
         ({"gamma": math.inf}, "shift is not gamma"),
-        ({"method": Method(name="mean-shift")}, "method.name: Input should be 'npti'"),
+        ({"method": Method(name="magic")}, "method.name: Input should be 'npti'"),
+        ({"method": Method(name="mean-shift")}, "method mean-shift has no min_effect_size, which it is made of"),
+        ({"method": Method(min_effect_size=0.8)}, "method npti has no min_effect_size, and 0.8 was given"),
+        ({"residual": ResidualShift(np.array([1], np.int16), np.ones((1, 4), np.float32))}, "residual is there, and"),
         ({"method": Method(percentile=100.0)}, "percentile: Input should be less than 100"),
     ],
 )

@@ -1,34 +1,18 @@
-"""To the Hub and back, over real HTTP with a small Hub on localhost."""
+"""From the Hub, over real HTTP with a small Hub on localhost: one commit, some traits, caches, and what goes wrong."""
 
 from __future__ import annotations
 
 import re
-import socket
-import subprocess
-import sys
 
 import pytest
+from hub_process import PULL, runner
 from made_by_hand import trait_record
-from small_hub import TOKEN, WRONG_TOKEN, SmallHub, small_hub
+from small_hub import GUEST_TOKEN, TOKEN, WRONG_TOKEN, Break, no_hub, small_hub
 
 from npti_export.adapter.adapter import PersonalityAdapter
-from npti_export.adapter.card import is_generated
 from npti_export.errors import NptiError
 
 REPO = "me/personalities"
-FILES = {"README.md", "config.json", "neuroticism.safetensors", "openness.safetensors", "wit.safetensors"}
-
-PUSH = """
-import sys
-from npti_export.adapter.adapter import PersonalityAdapter
-adapter = PersonalityAdapter.from_pretrained(sys.argv[1])
-print(adapter.push_to_hub(sys.argv[2], **eval(sys.argv[3])))
-"""
-PULL = """
-import sys
-from npti_export.adapter.adapter import PersonalityAdapter
-PersonalityAdapter.from_pretrained(sys.argv[1], **eval(sys.argv[3])).save_pretrained(sys.argv[2])
-"""
 
 
 @pytest.fixture
@@ -39,113 +23,131 @@ def hub():
 
 @pytest.fixture
 def run(hub, tmp_path):
-    """Runs a program in a process that knows this Hub only; gives its output, or the one sentence of its error."""
-
-    def start(program, *arguments, token=TOKEN, hub=hub, **options):
-        # The package's error, and no other, is printed as a sentence.
-        wrapped = "\n".join(
-            ["from npti_export.errors import NptiError", "try:"]
-            + [f"    {line}" for line in program.strip().splitlines()]
-            + ["except NptiError as error: print('NptiError:', error)"]
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", wrapped, *map(str, arguments), repr(options)],
-            env=hub.environment(tmp_path / "hf", token),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") <= 1
-        return done.stdout.strip()
-
-    return start
+    return runner(hub, tmp_path)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+@pytest.fixture
+def uploaded(hub, adapter):
+    """The adapter as it lies on the Hub."""
+    hub.create(REPO, adapter.contents(REPO))
+    return adapter
 
 
-def test_what_is_pushed_is_what_comes_back(hub, run, adapter, folder, tmp_path):
-    (folder / "transcripts").mkdir()
-    (folder / "transcripts" / "openness.jsonl").write_text("what was said\n")
-    (folder / "secret.safetensors").write_text("not for the Hub")
-    assert run(PUSH, folder, REPO) == f"{hub.address}/{REPO}"
-    there = hub.files(REPO)
-    assert set(there) == FILES | {".gitattributes"}
-    assert all(there[name] == data for name, data in contents(folder).items() if name in FILES - {"README.md"})
-    assert run(PULL, REPO, tmp_path / "back") == ""
-    assert PersonalityAdapter.from_pretrained(tmp_path / "back") == adapter
+def pulled(run, tmp_path, name="back", **options):
+    assert run(PULL, REPO, tmp_path / name, **options) == ""
+    return PersonalityAdapter.from_pretrained(tmp_path / name)
 
 
-def test_one_commit_and_nothing_of_this_machine_in_it(hub, run, folder, tmp_path):
-    run(PUSH, folder, REPO, commit_message="Warm and curious")
-    assert hub.messages == ["", "Warm and curious"]
-    commits = [path for method, path in hub.requests if method == "POST" and "/commit/" in path]
-    assert commits == [f"/api/models/{REPO}/commit/main"]
-    sent = b"".join(hub.received) + b"".join(hub.files(REPO).values())  # the latter out of their base 64
-    for own in (str(tmp_path), str(folder), "adapter/config.json"):
-        assert own.encode() not in sent
+def test_what_lies_there_comes_back(hub, run, uploaded, tmp_path):
+    hub.commit(REPO, {"notes.txt": b"not an adapter's", "transcripts/wit.jsonl": b"{}\n"})
+    assert pulled(run, tmp_path) == uploaded
+    assert hub.asked("HEAD", "notes|transcripts") == []
 
 
-def test_the_card_on_the_hub_names_the_repository(hub, run, folder):
-    run(PUSH, folder, REPO)
-    card = hub.files(REPO)["README.md"]
-    assert b'adapter="me/personalities"' in card
-    assert is_generated(card)
+def test_a_token_stays_with_the_hub(hub, run, uploaded, tmp_path):
+    """Large files lie on another host, which must not be told who asks."""
+    pulled(run, tmp_path)
+    told = {path.split("/")[1]: headers.get("authorization") for path, headers in hub.headers}
+    assert told["large"] is None
+    assert told["api"] == f"Bearer {TOKEN}"
 
 
-def test_a_push_over_an_older_one_and_an_older_one_by_its_commit(hub, run, adapter, folder, tmp_path):
-    run(PUSH, folder, REPO)
-    older = hub.repositories[REPO][-1]
-    newer = adapter.with_trait(trait_record("wit", seed=77))
-    newer.save_pretrained(folder)
-    run(PUSH, folder, REPO)
-    run(PULL, REPO, tmp_path / "newer")
-    run(PULL, REPO, tmp_path / "older", revision=older)
-    assert PersonalityAdapter.from_pretrained(tmp_path / "newer") == newer
-    assert PersonalityAdapter.from_pretrained(tmp_path / "older") == adapter
+def test_an_older_one_by_its_commit_its_tag_and_its_branch(hub, run, uploaded, tmp_path):
+    older = hub.sha(REPO)
+    hub.repositories[REPO].refs |= {"v1.0": older, "old/one": older}
+    newer = uploaded.with_trait(trait_record("wit", seed=77))
+    hub.commit(REPO, newer.contents(REPO))
+    assert pulled(run, tmp_path, "newer") == newer
+    for revision in (older, "v1.0", "old/one"):
+        assert pulled(run, tmp_path, revision.replace("/", "-"), revision=revision) == uploaded
 
 
-def test_a_card_edited_here_goes_up_and_comes_back(hub, run, folder, tmp_path):
-    mine = (folder / "README.md").read_bytes() + b"\n## Mine\n"
-    (folder / "README.md").write_bytes(mine)
-    run(PUSH, folder, REPO)
-    assert hub.files(REPO)["README.md"] == mine
-    run(PULL, REPO, tmp_path / "back")
-    assert (tmp_path / "back" / "README.md").read_bytes() == mine
+def test_a_push_in_between_does_not_mix_two_adapters(hub, run, uploaded, tmp_path):
+    newer = uploaded.with_trait(trait_record("wit", seed=77))
+    hub.meanwhile.append(("resolve/.*/config.json", lambda: hub.commit(REPO, newer.contents(REPO))))
+    assert pulled(run, tmp_path, "before") == uploaded
+    assert hub.meanwhile == []
+    assert pulled(run, tmp_path, "after") == newer
 
 
-def test_a_card_edited_on_the_hub_is_not_written_over(hub, run, adapter, folder):
-    run(PUSH, folder, REPO)
-    edited = hub.files(REPO)["README.md"] + b"\nEdited there.\n"
-    hub.commit(REPO, {"README.md": edited})
-    adapter.with_trait(trait_record("wit", seed=77)).save_pretrained(folder)
-    run(PUSH, folder, REPO)
-    assert hub.files(REPO)["README.md"] == edited
-    assert hub.files(REPO)["wit.safetensors"] == (folder / "wit.safetensors").read_bytes()
+def test_one_trait_alone_and_another_later(hub, run, uploaded, tmp_path):
+    first = pulled(run, tmp_path, "first", traits=["openness"])
+    assert first == PersonalityAdapter(uploaded.base_model, {"openness": uploaded.traits["openness"]})
+    fetched = [path.split("/")[-1] for path in hub.asked("HEAD", "/resolve/")]
+    assert sorted(fetched) == ["README.md", "config.json", "openness.safetensors"]
+    assert pulled(run, tmp_path, "second", traits=["wit", "openness"]).traits.keys() == {"openness", "wit"}
+    fetched = [path.split("/")[-1] for path in hub.asked("HEAD", "/resolve/.*safetensors")]
+    assert fetched == ["openness.safetensors", "wit.safetensors"]
+    assert len(hub.asked("GET", "/large/")) == 2
 
 
-def test_a_name_without_a_user_is_the_users_own(hub, run, folder):
-    assert run(PUSH, folder, "personalities") == f"{hub.address}/me/personalities"
-    assert set(hub.files(REPO)) > FILES
+def test_a_trait_that_is_not_there(hub, run, uploaded, folder, tmp_path):
+    expected = "has no trait 'bravery'; it has neuroticism, openness, wit."
+    said = run(PULL, REPO, tmp_path / "back", traits=["wit", "bravery"])
+    assert said == f"NptiError: The adapter {REPO} {expected}"
+    assert hub.asked("HEAD", "safetensors") == []
+    with pytest.raises(NptiError, match=re.escape(f"The adapter {folder} {expected}")):
+        PersonalityAdapter.from_pretrained(folder, traits=["bravery"])
 
 
-def test_private_repositories(hub, run, adapter, folder, tmp_path):
-    run(PUSH, folder, REPO, private=True)
-    assert hub.private == {REPO}
-    run(PULL, REPO, tmp_path / "back")
-    assert PersonalityAdapter.from_pretrained(tmp_path / "back") == adapter
+def test_one_trait_of_a_folder_reads_no_other(folder):
+    (folder / "wit.safetensors").unlink()
+    (folder / "neuroticism.safetensors").write_bytes(b"damaged")
+    assert list(PersonalityAdapter.from_pretrained(folder, traits="openness").traits) == ["openness"]
 
 
-def test_a_private_repository_without_a_token(hub, run, tmp_path):
-    hub.create(REPO, private=True)
-    said = run(PULL, REPO, tmp_path / "back", token=None)
-    assert said == (
-        "NptiError: There is no folder 'me/personalities' and no such Hub repository that you may read; log in with "
-        "'hf auth login' if it is private."
+def test_a_folder_has_no_revisions(folder):
+    with pytest.raises(NptiError, match=r"is a folder, which has no revision 'v1'; leave the revision out\.$"):
+        PersonalityAdapter.from_pretrained(folder, revision="v1")
+
+
+def test_what_was_fetched_once_is_not_fetched_again_and_is_there_without_the_hub(hub, run, uploaded, tmp_path):
+    pulled(run, tmp_path, "first")
+    asked = len(hub.asked("GET", "/resolve/|/large/"))
+    assert pulled(run, tmp_path, "second") == uploaded
+    assert len(hub.asked("GET", "/resolve/|/large/")) == asked
+    with no_hub() as nowhere:
+        assert pulled(run, tmp_path, "third", hub=nowhere) == uploaded
+    count = len(hub.requests)
+    assert pulled(run, tmp_path, "fourth", local_files_only=True) == uploaded
+    assert pulled(run, tmp_path, "fifth", variables={"HF_HUB_OFFLINE": "1"}) == uploaded
+    assert len(hub.requests) == count
+
+
+@pytest.mark.parametrize("how", [{"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}])
+def test_what_was_not_fetched_and_may_not_be(hub, run, uploaded, tmp_path, how):
+    expected = (
+        "NptiError: The adapter 'me/personalities' is not whole in the cache, and the Hub may not be asked "
+        "(local_files_only or HF_HUB_OFFLINE); fetch it once with 'npti-export pull me/personalities'."
     )
+    assert run(PULL, REPO, tmp_path / "back", **how) == expected
+    pulled(run, tmp_path, "one", traits=["wit"])
+    assert pulled(run, tmp_path, "one-again", traits=["wit"], **how).traits.keys() == {"wit"}
+    assert run(PULL, REPO, tmp_path / "back", **how) == expected
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_cache_of_ones_own(run, uploaded, tmp_path):
+    assert pulled(run, tmp_path, cache_dir=str(tmp_path / "mine")) == uploaded
+    assert (tmp_path / "mine" / "models--me--personalities").is_dir()
+    assert not (tmp_path / "hf" / "hub" / "models--me--personalities").exists()
+
+
+def test_a_private_repository(hub, run, uploaded, tmp_path):
+    hub.repositories[REPO].private = True
+    for token in (None, GUEST_TOKEN):
+        assert run(PULL, REPO, tmp_path / "back", token=token) == (
+            "NptiError: There is no folder 'me/personalities' and no such Hub repository that you may read; check the "
+            "name, and log in with 'hf auth login' if it is private."
+        )
+    assert pulled(run, tmp_path, "mine") == uploaded
+
+
+def test_a_token_that_is_given_is_used(hub, run, uploaded, tmp_path):
+    hub.repositories[REPO].private = True
+    program = PULL.replace("**eval(sys.argv[3])", f"token={TOKEN!r}")
+    assert run(program, REPO, tmp_path / "back", token=None) == ""
+    assert PersonalityAdapter.from_pretrained(tmp_path / "back") == uploaded
 
 
 def test_a_repository_that_is_not_there(run, tmp_path):
@@ -153,26 +155,22 @@ def test_a_repository_that_is_not_there(run, tmp_path):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize(("token", "status"), [(WRONG_TOKEN, 401), (None, 403)])
-def test_a_token_that_may_not_write(run, hub, folder, token, status):
-    said = run(PUSH, folder, REPO, token=token)
-    assert said == (
-        f"NptiError: The Hub refuses to write to 'me/personalities' ({status}); log in with 'hf auth login' and a "
-        "token that may write there."
+@pytest.mark.parametrize("kind", ["dataset", "space"])
+def test_a_repository_of_another_kind(run, hub, tmp_path, kind):
+    hub.create("me/other", kind=f"{kind}s")
+    assert run(PULL, "me/other", tmp_path / "back") == (
+        f"NptiError: 'me/other' on the Hub is a {kind}; an adapter lies in a model repository, so check the name."
     )
-    assert hub.repositories == {}
 
 
-def test_a_token_that_the_hub_does_not_know(run, hub, folder, tmp_path):
+def test_a_token_that_the_hub_does_not_know(run, hub, tmp_path):
     hub.create(REPO)
     said = run(PULL, REPO, tmp_path / "back", token=WRONG_TOKEN)
     assert "The Hub does not let you read 'me/personalities' (401); log in with 'hf auth login'" in said
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b/c", "me/ personalities", "-", "me/x--y"])
-def test_names_of_no_repository(adapter, name):
-    with pytest.raises(NptiError, match=f"{re.escape(repr(name))} is no name of a Hub repository"):
-        adapter.push_to_hub(name)
+def test_names_of_no_repository(name):
     with pytest.raises(NptiError, match=f"no folder {re.escape(repr(name))}, and that is no name of a Hub repository"):
         PersonalityAdapter.from_pretrained(name)
 
@@ -187,37 +185,55 @@ def test_a_models_repository_is_refused_before_its_weights_are_fetched(run, hub,
     hub.create("some/model", {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights" * 1000})
     said = run(PULL, "some/model", tmp_path / "back")
     assert "config.json of some/model is not the config of a personality adapter" in said
-    assert [path for _, path in hub.requests if "model.safetensors" in path] == []
+    assert hub.asked("HEAD", "model.safetensors") == []
 
 
 def test_a_repository_without_a_config(run, hub, tmp_path):
     hub.create("some/data", {"data.csv": b"1,2"})
     said = run(PULL, "some/data", tmp_path / "back")
-    assert said == ("NptiError: The Hub repository 'some/data' holds no personality adapter (there is no config.json).")
+    assert said == "NptiError: The Hub repository 'some/data' holds no personality adapter (there is no config.json)."
 
 
-def test_metadata_that_the_hub_does_not_take(run, hub, folder):
-    card = folder / "README.md"
-    card.write_text(card.read_text().replace("library_name", "license: nonsense\nlibrary_name"))
-    said = run(PUSH, folder, REPO)
-    assert "The Hub did not take the upload to 'me/personalities' (Invalid metadata in README.md" in said
-    assert '"license" must be one of a list' in said
+@pytest.mark.parametrize("name", ["config.json", "wit.safetensors"])
+def test_what_is_too_large_is_not_fetched(run, hub, uploaded, tmp_path, name):
+    hub.repositories[REPO].sizes[name] = 3_000_000_000
+    said = run(PULL, REPO, tmp_path / "back")
+    assert said.startswith(
+        f"NptiError: {name} of the Hub repository 'me/personalities' has 3,000,000,000 bytes, at most"
+    )
+    assert said.endswith("are expected; it is no adapter's and was not fetched.")
+    assert hub.asked("HEAD", f"/resolve/.*/{name}") == []
 
 
-def test_a_hub_that_cannot_be_reached(run, folder, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
-        nowhere = SmallHub(f"http://127.0.0.1:{taken.getsockname()[1]}")
-        assert "The Hub did not take the upload to 'me/personalities' (" in run(PUSH, folder, REPO, hub=nowhere)
-        pulled = run(PULL, REPO, tmp_path / "back", hub=nowhere)
-    assert "The adapter 'me/personalities' could not be fetched from the Hub (" in pulled
+def test_a_download_that_breaks_in_the_middle_is_taken_up_again(run, hub, uploaded, tmp_path):
+    """The client goes on where it was in steps of 10 MB; a file of this size it asks for anew."""
+    hub.breaks.append(Break("GET", "/large/", "sending"))
+    assert pulled(run, tmp_path, traits=["openness"]).traits == {"openness": uploaded.traits["openness"]}
+    assert hub.breaks[0].times == 0
+    assert len(hub.asked("GET", "/large/")) == 2
 
 
-def test_what_was_fetched_once_is_there_without_the_hub(run, hub, adapter, folder, tmp_path):
-    run(PUSH, folder, REPO)
-    run(PULL, REPO, tmp_path / "first")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        nowhere = SmallHub(f"http://127.0.0.1:{taken.getsockname()[1]}")
-        assert run(PULL, REPO, tmp_path / "second", hub=nowhere) == ""
-    assert PersonalityAdapter.from_pretrained(tmp_path / "second") == adapter
+def test_a_download_that_breaks_for_good(run, hub, uploaded, tmp_path):
+    hub.breaks.append(Break("GET", "/tree/", "sending", times=100))
+    said = run(PULL, REPO, tmp_path / "back")
+    assert re.fullmatch(
+        r"NptiError: The adapter 'me/personalities' could not be fetched from the Hub \(.+\); try again, whole files "
+        r"are kept\.",
+        said,
+    )
+    hub.breaks.clear()
+    assert pulled(run, tmp_path) == uploaded
+
+
+def test_a_hub_that_cannot_be_reached(run, tmp_path):
+    with no_hub() as nowhere:
+        said = run(PULL, REPO, tmp_path / "back", hub=nowhere)
+    assert "The adapter 'me/personalities' could not be fetched from the Hub (" in said
+
+
+def test_a_damaged_file_on_the_hub_is_refused(run, hub, uploaded, tmp_path):
+    data = bytearray(hub.files(REPO)["openness.safetensors"])
+    data[-1] ^= 1
+    hub.commit(REPO, {"openness.safetensors": bytes(data)})
+    assert "openness.safetensors is damaged or was replaced" in run(PULL, REPO, tmp_path / "back")
+    assert not (tmp_path / "back").exists()

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_by_hand import write_config
+from made_by_hand import base_model, write_config
 from safetensors.numpy import load, save
 
 from npti_export.adapter.adapter import PersonalityAdapter
@@ -57,6 +58,14 @@ def reversed_high(tensors):
             tensors[name] = np.ascontiguousarray(tensors[name][::-1])
 
 
+def residual_for_low(layer, vector):
+    def change(tensors):
+        tensors["low.residual_layer"] = layer.astype(np.int16)
+        tensors["low.residual"] = vector.astype(np.float32)
+
+    return change
+
+
 def shortened_high(tensors):
     for name in list(tensors):
         if name.startswith("high."):
@@ -69,16 +78,20 @@ def shortened_high(tensors):
         (put("high.index", lambda a: a[:-1]), "high: index is int32 [3], expected int32 [4]"),
         (put("high.target", lambda a: a.reshape(2, 2)), "high: target is float32 [2, 2], expected float32 [4]"),
         (put("high.layer", np.array(1, np.int16)), "high: layer is int16 [], expected int16 [1]"),
-        (put("low.layer", lambda a: a.astype(np.int32)), "low: layer is int32 [3], expected int16 [3]"),
-        (put("low.shift", lambda a: a.astype(np.float64)), "low: shift is float64 [3], expected float32 [3]"),
-        (put("low.index", lambda a: a.astype(np.uint32)), "low: index is uint32 [3], expected int32 [3]"),
-        (put("low.expert", np.zeros(3, np.int32)), "low: expert is int32 [3], expected int16 [3]"),
+        (put("low.layer", lambda a: a.astype(np.int32)), "the tensor 'low.layer' is 'I32', expected 'I16'"),
+        (put("low.shift", lambda a: a.astype(np.float64)), "the tensor 'low.shift' is 'F64', expected 'F32'"),
+        (put("low.index", lambda a: a.astype(np.uint32)), "the tensor 'low.index' is 'U32', expected 'I32'"),
+        (put("low.expert", np.zeros(3, np.int32)), "the tensor 'low.expert' is 'I32', expected 'I16'"),
         (put("high.layer", at(3, 3)), "high: a layer lies outside 0 to 2"),
         (put("high.layer", at(0, -1)), "high: a layer lies outside 0 to 2"),
         (put("high.index", at(3, 12)), "neuron 2:12 (expert -1) is not in the base model"),
         (put("high.index", at(0, -1)), "neuron 0:-1 (expert -1) is not in the base model"),
         (put("low.expert", np.zeros(3, np.int16)), "(expert 0) is not in the base model, whose layer 0 has 0 experts"),
         (put("low.expert", np.full(3, -2, np.int16)), "(expert -2) is not in the base model"),
+        (put("low.expert", np.full(3, -1, np.int16)), "low: the tensor expert is there, and the base model has no"),
+        (put("low.index", lambda a: a.reshape(3, 1, 1)), "'low.index' has the shape [3, 1, 1], expected one or two"),
+        (put("low.residual", np.ones((1, 4), np.float32)), "low has one of residual and residual_layer; both or"),
+        (residual_for_low(np.array([1]), np.ones((1, 4))), "low: the tensor residual is there, and the method is npti"),
         (put("high.delta", at(1, 1.5)), "high: a delta lies outside -1 to 1"),
         (put("high.delta", at(1, 0.0)), "high: a delta is not above 0"),
         (put("high.delta", at(1, -0.2)), "high: a delta is not above 0"),
@@ -118,6 +131,15 @@ OPENNESS = ("traits", "openness")
 HIGH = (*OPENNESS, "poles", "high")
 
 
+def take(*path):
+    def change(fields):
+        for key in (*HIGH, *path[:-1]):
+            fields = fields[key]
+        del fields[path[-1]]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -137,6 +159,17 @@ HIGH = (*OPENNESS, "poles", "high")
         (set_at("base_model", "neurons_per_layer", 0, "dense", -1), "neurons_per_layer.0.dense"),
         (set_at("base_model", "neurons_per_layer", 0, "dense", 10**30), "neurons_per_layer.0.dense"),
         (set_at("base_model", "neurons_per_layer", 0, "experts", 2**15), "neurons_per_layer.0.experts"),
+        (set_at("base_model", "neurons_per_layer", 1, "experts", 4), "layer 1 has 4 experts of 0 neurons; both or"),
+        (set_at("base_model", "id", "/home/me/model"), "base_model.id"),
+        (set_at("base_model", "id", "a/b/c"), "base_model.id"),
+        (set_at("base_model", "id", ".."), "base_model.id: '..' is no Hub id and no name of a folder"),
+        (set_at("base_model", "id", "a\\b"), "base_model.id"),
+        (set_at("base_model", "id", "a\nb"), "base_model.id"),
+        (set_at("base_model", "id", "a\u202eb"), "base_model.id"),
+        (set_at("base_model", "model_type", "llama\x1b[2J"), "base_model.model_type"),
+        (set_at("base_model", "revision", "a" * 301), "base_model.revision"),
+        (set_at("a\nb", 1), r"field a\nb: Extra inputs"),
+        (set_at("a" * 1000, 1), "Extra inputs are not permitted"),
         (set_at(*OPENNESS, "file", "../openness.safetensors"), "is '../openness.safetensors', expected 'openness.s"),
         (set_at(*OPENNESS, "file", "/etc/passwd"), "is '/etc/passwd', expected 'openness.safetensors'"),
         (set_at(*OPENNESS, "file", "wit.safetensors"), "the file of openness is 'wit.safetensors'"),
@@ -154,6 +187,15 @@ HIGH = (*OPENNESS, "poles", "high")
         (set_at(*HIGH, "positions", "prompt"), "poles.high.positions"),
         (set_at(*HIGH, "method", "name", "magic"), "poles.high.method.name"),
         (set_at(*HIGH, "method", "shift", "kind", "step"), "poles.high.method.shift.kind"),
+        (set_at(*HIGH, "method", "shift", "kind", "none"), "shift.kind is 'none', expected 'sigmoid' for npti"),
+        (set_at(*HIGH, "method", "name", "mean-shift"), "is 'sigmoid', expected 'mean-difference' for mean-shift"),
+        (set_at(*HIGH, "method", "min_effect_size", 0.8), "method has the fields ['min_difference', 'min_effect_size'"),
+        (set_at(*HIGH, "method", "min_difference", None), "poles.high.method.min_difference"),
+        (take("method", "min_difference"), "expected ['min_difference', 'name', 'percentile', 'shift'] for npti"),
+        (take("method", "shift", "midpoint"), "expected ['kind', 'midpoint', 'steepness'] for npti"),
+        (set_at(*HIGH, "dose_curve", 0, "gamma", -0.1), "dose_curve.0.gamma"),
+        (set_at(*HIGH, "dose_curve", 0, "fluency", -0.1), "dose_curve.0.fluency"),
+        (set_at(*HIGH, "neurons", 37), "openness high has 37 neurons, and the base model 36"),
         (set_at(*HIGH, "dose_curve", 0, "effect", float("nan")), "dose_curve.0.effect"),
         (set_at(*HIGH, "scores", {"local": float("nan")}), "holds what JSON cannot"),
         (set_at(*HIGH, "scores", {"local": float("inf")}), "holds what JSON cannot"),
@@ -162,6 +204,10 @@ HIGH = (*OPENNESS, "poles", "high")
         (set_at(*HIGH, "gamma", 1e300), "f(delta) with the gamma of 1e+300 given"),
         (set_at(*OPENNESS, "identification", "source", "found"), "identification.source"),
         (set_at(*OPENNESS, "identification", "tokens", "high", -1), "identification.tokens.high"),
+        (set_at(*OPENNESS, "identification", "tokens", {"high": 1}), "openness has no identification.tokens of both"),
+        (set_at(*OPENNESS, "identification", "seed", 2**63), "identification.seed"),
+        (set_at(*OPENNESS, "identification", "split_half_reliability", 1.01), "identification.split_half_reliability"),
+        (set_at(*OPENNESS, "identification", "versions", {"torch": "2\n"}), "identification.versions.torch"),
     ],
 )
 def test_config_fields(tamper, change, message):
@@ -179,6 +225,12 @@ def test_config_fields(tamper, change, message):
         (set_at("format_version", 2), "openness.safetensors: its header describes another"),
         (set_at("poles", "low", "method", "percentile", 90.0), "openness.safetensors: its header describes another"),
         (lambda header: header.clear(), "openness.safetensors: its header describes another"),
+        (set_at("format_version", True), "(format_version is true, expected 1)"),
+        (set_at("num_layers", 3.0), "(num_layers is 3.0, expected 3)"),
+        (set_at("extra", None), "(extra is null, expected missing)"),
+        (set_at("neurons_per_layer", []), "(neurons_per_layer is [], expected"),
+        (set_at("neurons_per_layer", 0, "layers", 2**31), "(neurons_per_layer is"),
+        (set_at("neurons_per_layer", 0, "layers", True), "(neurons_per_layer is"),
     ],
 )
 def test_header(tamper, change, named):
@@ -220,6 +272,68 @@ def test_a_header_that_is_nonsense(folder, described):
     assert "openness.safetensors: its header" in refusal(folder)
 
 
+def declaring(**described):
+    """A file of a few bytes whose header declares one tensor, ``high.layer``."""
+    entry = {"dtype": "I16", "shape": [4], "data_offsets": [0, 8]} | described
+    header = json.dumps({"high.layer": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\0" * 8
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff" * 8 + b"{}", "declares a header of 18446744073709551615 bytes"),
+        ((2**40).to_bytes(8, "little") + b"{}", "declares a header of 1099511627776 bytes; it has 10 bytes"),
+        ((1_000_001).to_bytes(8, "little") + b" " * 1_000_100, "a header at most 1000000"),
+        (declaring(shape=[2**31 - 1]), "expected 4294967294 bytes within these"),
+        (declaring(shape=[2**31 - 1], data_offsets=[0, 2**32 - 2]), "is said to lie in bytes 0 to 4294967294 of 8"),
+        (declaring(shape=[2**31 - 1, 2**31 - 1], data_offsets=[0, 2**63]), "is said to lie in bytes 0 to 92233720368"),
+        (declaring(shape=[2**31]), "has the shape [2147483648], expected one or two sizes of at most 2147483647"),
+        (declaring(shape=[10**300]), "has the shape [1000000"),
+        (declaring(shape=[-4]), "has the shape [-4]"),
+        (declaring(shape=[True]), "has the shape [True]"),
+        (declaring(shape=[4.0]), "has the shape [4.0]"),
+        (declaring(data_offsets=[8, 0]), "is said to lie in bytes 8 to 0 of 8"),
+        (declaring(data_offsets=[-8, 0]), "is said to lie in bytes -8 to 0 of 8"),
+        (declaring(data_offsets=[False, 8]), "is said to lie in bytes False to 8 of 8"),
+        (declaring(shape=[2], data_offsets=[4, 8]), "overlap or leave a gap at byte 0"),
+        (declaring(shape=[2], data_offsets=[0, 4]), "bytes, expected"),
+        (declaring(data_offsets=[0]), "is not described by dtype, shape and two data_offsets"),
+        (declaring(extra=1), "is not described by dtype, shape and two data_offsets"),
+        (declaring(dtype="I8"), "is 'I8', expected 'I16'"),
+    ],
+)
+def test_declared_sizes_are_held_against_the_file_before_memory_is_taken(folder, data, message):
+    replace_openness(folder, data)
+    tracemalloc.start()
+    try:
+        assert message in refusal(folder)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000 + 2 * len(data)
+
+
+def test_tensors_that_lie_on_one_another(folder):
+    path = folder / "openness.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["high.delta"]["data_offsets"] = header["high.target"]["data_offsets"]
+    text = json.dumps(header).encode()
+    replace_openness(folder, len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert "openness.safetensors: its tensors overlap or leave a gap at byte" in refusal(folder)
+
+
+def test_a_name_that_stands_twice_in_a_header(folder):
+    path = folder / "openness.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].replace(b"{", b'{"__metadata__":{},', 1)
+    replace_openness(folder, len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert "its header is no JSON (the name '__metadata__' stands there twice)" in refusal(folder)
+
+
 def test_damage_and_truncation_are_found_by_the_hash(folder):
     path = folder / "openness.safetensors"
     whole = path.read_bytes()
@@ -251,18 +365,37 @@ def test_what_is_no_plain_file_is_not_opened(folder, name):
     path.rmdir()
     os.mkfifo(path)
     assert f"{name} is no plain file" in refusal(folder)
-    path.unlink()
-    path.symlink_to("/dev/zero")
-    assert f"{name} is no plain file" in refusal(folder)
-    path.unlink()
-    path.symlink_to(name)
-    assert f"{name} cannot be read (Too many levels of symbolic links)" in refusal(folder)
-    path.unlink()
-    path.symlink_to("gone")
-    assert f"{name} is not there" in refusal(folder)
 
 
-@pytest.mark.parametrize(("name", "size"), [("config.json", 16_000_001), ("openness.safetensors", 2_000_000_001)])
+@pytest.mark.parametrize("name", ["config.json", "openness.safetensors", "README.md"])
+@pytest.mark.parametrize("target", ["/dev/zero", "gone", "itself", "elsewhere", "wit.safetensors", ".."])
+def test_symbolic_links_are_not_followed(folder, tmp_path, name, target):
+    path = folder / name
+    shutil.copy(path, tmp_path / "elsewhere")
+    path.unlink()
+    path.symlink_to({"itself": path, "elsewhere": tmp_path / "elsewhere"}.get(target, target))
+    assert f"{name} is a symbolic link, and only the file itself is read" in refusal(folder)
+    other = PersonalityAdapter(base_model("someone/other"), {})
+    other.save_pretrained(tmp_path / "other")  # nor is a card taken over through one
+    if name == "README.md":
+        with pytest.raises(NptiError, match=r"README\.md is a symbolic link"):
+            other.save_pretrained(folder)
+
+
+def test_links_out_of_the_cache_of_the_hub_are_not_followed(folder, tmp_path):
+    """Only the blobs beside the snapshots are the cache's own."""
+    snapshot = tmp_path / "snapshots" / "commit"
+    shutil.copytree(folder, snapshot)
+    for place in (tmp_path / "elsewhere", tmp_path / "blobs" / "below"):
+        place.mkdir(parents=True)
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").symlink_to(shutil.copy(folder / "config.json", place / "config"))
+        assert "config.json is a symbolic link" in refusal(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("config.json", 4_000_001), ("README.md", 4_000_001), ("openness.safetensors", 10**12)]
+)
 def test_files_that_are_too_large_are_not_read(folder, name, size):
     os.truncate(folder / name, size)  # sparse: takes no room on the disk
     assert f"{name} has {size} bytes, at most" in refusal(folder)
