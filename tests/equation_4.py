@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,7 +25,7 @@ def steered_by_hooks(
     """Within the block every token is steered at strength 1: min with 0 on D, then plus γ · target · f(|δ|) on A."""
     hooks = []
     for layer, activation in enumerate(activations):
-        hooks.append(activation.register_forward_hook(_edit(adapter, trait, pole, layer)))
+        hooks.append(activation.register_forward_hook(edit_of(adapter, trait, pole, layer)))
     try:
         yield
     finally:
@@ -33,7 +33,10 @@ def steered_by_hooks(
             hook.remove()
 
 
-def _edit(adapter: PersonalityAdapter, trait: str, pole: Pole, layer: int):
+def edit_of(
+    adapter: PersonalityAdapter, trait: str, pole: Pole, layer: int
+) -> Callable[[object, object, Tensor], Tensor]:
+    """A forward hook that moves the activations of one layer."""
     towards, against = adapter.traits[trait].poles[pole], adapter.traits[trait].poles[pole.opposite]
     shifted = {
         int(at): towards.gamma * float(target) * (1.0 / (1.0 + math.exp(-10.0 * (abs(float(delta)) - 0.15))))

@@ -67,12 +67,13 @@ class Installation:
         self._model = model
         self._current = current
         self._device = sites[0].device
+        self._flat = sites[0].flat
         self._forward: ContextVar[_RunningForward | None] = ContextVar("npti_forward", default=None)
         self._generate_call: ContextVar[GenerateCall | None] = ContextVar("npti_generate_call", default=None)
         self._warned = False
         self._originals = [(site, site.activation) for site in sites]
         for (site, original), own in zip(self._originals, tables, strict=True):
-            setattr(site.owner, site.attribute, SteeredActivation(original, own, self.steering_for))
+            site.put(SteeredActivation(original, own, self.steering_for))
         self._hooks = [
             decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             decoder.register_forward_hook(self._after_forward, always_call=True),
@@ -86,7 +87,7 @@ class Installation:
     def remove(self) -> None:
         """Puts the very objects back that were there."""
         for site, original in self._originals:
-            setattr(site.owner, site.attribute, original)
+            site.put_back(original)
         for hook in self._hooks:
             hook.remove()
         for module, own in zip(self._generating, self._own_generate, strict=True):
@@ -118,7 +119,13 @@ class Installation:
         """Which slot each token of the running forward has, as an activation asks it; not baked in by a compiler."""
         forward = self._forward.get()
         if forward is None:  # a layer on its own, as gradient checkpointing calls it: a plain forward of its tokens
-            return self._decide(int(gate.shape[0]), 0, int(gate.shape[1]), None)
+            if not self._flat:
+                return self._decide(int(gate.shape[0]), 0, int(gate.shape[1]), None)
+            if len(self._current().slots) > 1:
+                raise NptiError(
+                    "A layer was called on its own, on tokens whose rows cannot be told; set one personality for all."
+                )
+            return self._decide(1, 0, int(gate.shape[0]), None)
         forward.reached = True
         return forward.steering
 
@@ -157,6 +164,8 @@ class Installation:
                 stacklevel=3,
             )
         slots = token_slots(list(current.slots), rows, first, length, start, self._device)
+        if self._flat and isinstance(slots, Tensor):
+            slots = slots.expand(rows, length).flatten()
         return None if slots is None else TokenSteering(slots, current.dropout)
 
     def _recording(self, generate: Callable[..., Any]) -> Callable[..., Any]:

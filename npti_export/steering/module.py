@@ -14,10 +14,11 @@ from npti_export.steering.tables import NEUTRAL_SHIFT, SteeringTables
 class SteeredActivation(nn.Module):
     """An activation with a personality.
 
-    The tables are plain attributes, no buffers, so a state dict has the same keys with and without steering.
+    A state dict has the same keys with and without steering: the tables are plain attributes, no buffers, and what the
+    original has of parameters (Apertus' xIELU has two) stands here under the same names, the very same dictionaries.
 
     Args:
-        original: The activation whose place this takes; it has no parameters.
+        original: The activation whose place this takes.
         tables: Caps and shifts of all slots at this site.
         steering_for: Says which slot each token of the running forward has; None where nothing is steered.
     """
@@ -26,7 +27,12 @@ class SteeredActivation(nn.Module):
         self, original: nn.Module, tables: SteeringTables, steering_for: Callable[[Tensor], TokenSteering | None]
     ) -> None:
         super().__init__()
-        self.original = original
+        self.original: nn.Module
+        self._parameters = original._parameters
+        self._buffers = original._buffers
+        self._non_persistent_buffers_set = original._non_persistent_buffers_set
+        self._modules = original._modules
+        vars(self)["original"] = original  # no part of this one, or its name would enter the keys
         self.tables = tables
         self.steering_for = steering_for
         self.train(original.training)
@@ -47,6 +53,12 @@ class SteeredActivation(nn.Module):
             kept = torch.rand(activation.shape, device=activation.device) >= steering.dropout
             shift = torch.where(kept, shift, shift.new_full((), NEUTRAL_SHIFT))
         return torch.minimum(activation, cap) + shift
+
+    def train(self, mode: bool = True) -> SteeredActivation:
+        """Sets the original's mode too."""
+        super().train(mode)
+        self.original.train(mode)
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SteeredActivation:
         """Moves the tables along when the model is moved to another device or dtype."""

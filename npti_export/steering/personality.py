@@ -80,6 +80,13 @@ def load_personality(
     sites = find_sites(model)
     if warning := adapter.base_model.check_fit(describe_base_model(model, sites)):
         warnings.warn(warning, UserWarning, stacklevel=2)
+    if imported := _imported_doses(adapter):
+        warnings.warn(
+            f"the doses of {', '.join(imported)} were imported, not measured on {adapter.base_model.id}; they may be "
+            "too weak or cost fluency",
+            UserWarning,
+            stacklevel=2,
+        )
     slot_tables = Slots(adapter, sites, slots, positions)
     personality = Personality(model, adapter, slot_tables)
     personality._installation = Installation(model, sites, slot_tables.tables, personality._current)
@@ -181,6 +188,15 @@ class Personality:
     def _check_loaded(self) -> None:
         if not self.loaded:
             raise NptiError("The personality was unloaded, so nothing would be steered; load it again.")
+
+
+def _imported_doses(adapter: PersonalityAdapter) -> list[str]:
+    """The traits that came from published results and were not calibrated since."""
+    return [
+        name
+        for name, trait in adapter.traits.items()
+        if trait.identification.source == "imported" and not all(pole.calibrated for pole in trait.poles.values())
+    ]
 
 
 def _specs(adapter: PersonalityAdapter, spec: SpecLike | Sequence[SpecLike]) -> tuple[PersonalitySpec, ...]:

@@ -120,7 +120,8 @@ def forward_span(given: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 TokenSlots = int | Tensor
-"""The slot of every token of a forward: one for all of them, or int64 [rows or 1, tokens or 1]."""
+"""The slot of every token of a forward: one for all of them, or int64 [rows or 1, tokens or 1]; [rows · tokens] where
+the activations run on flattened rows."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Where a model's feed-forward neurons sit: one site a layer, found by structure and proved by a one-token forward.
 
-A gated layer holds three linear maps (hidden to F twice, F to hidden once) and an activation module; an ungated layer
-holds two. Which of the two wide maps is the gate is not read off its name: it is the one whose output reaches the
-activation. A model whose layers do not look like that is refused with the name of the module.
+A gated layer holds three linear maps (hidden to F twice, F to hidden once) or two (hidden to 2F, gate and up fused) and
+an activation, an ungated layer two. Which of the two wide maps is the gate is not read off its name: it is the one
+whose output goes through the activation and is not multiplied in. A model whose layers do not look like that is refused
+with the name of the module.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ from torch import Tensor, nn
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.find import id_of_model_name
 from npti_export.errors import NptiError
+from npti_export.steering.feed_forward import CONVOLUTIONS, Candidate, Wiring, candidates, experts_in
+from npti_export.steering.flow import Flow, Proof
+from npti_export.steering.functional import ATTRIBUTE, FunctionalActivation
+
+REFUSED = {
+    "rwkv": "it is a recurrent network, whose feed-forward layers mix each token with the one before and gate the map "
+    "back, not the neurons",
+}
+"""Model types that hold wide and narrow maps and are no case for equation 4, with the reason."""
 
 FINGERPRINT_WEIGHTS = 64
 """How many gate weights of every layer enter the fingerprint."""
@@ -37,6 +47,8 @@ class Site:
         gated: Whether a second wide map is multiplied in.
         dtype: Of the activation.
         device: Where it is computed.
+        flat: Whether it runs on [rows · tokens, width], row by row, and not on [rows, tokens, width] (OPT).
+        functional: The activation as a module, where the owner applies a function (LFM2).
     """
 
     layer: int
@@ -48,22 +60,55 @@ class Site:
     gated: bool
     dtype: torch.dtype
     device: torch.device
+    flat: bool = False
+    functional: FunctionalActivation | None = None
 
     @property
     def activation(self) -> nn.Module:
-        """The activation module as it stands there now."""
-        return getattr(self.owner, self.attribute)  # type: ignore[no-any-return]
+        """The activation module as it stands there now, or would stand there in the place of a function."""
+        return getattr(self.owner, self.attribute, self.functional)  # type: ignore[return-value]
+
+    def put(self, activation: nn.Module) -> None:
+        """Lets the owner apply this module from now on, in the place of its own or of the function that it calls."""
+        setattr(self.owner, self.attribute, activation)
+        if self.functional is not None:
+            vars(self.owner)["forward"] = self.functional.forward_of(self.owner)
+
+    def put_back(self, original: nn.Module) -> None:
+        """Takes out what was put: the original stands there again, or the owner calls its function again."""
+        if self.functional is None:
+            setattr(self.owner, self.attribute, original)
+        else:
+            delattr(self.owner, self.attribute)
+            del vars(self.owner)["forward"]
+
+    def watch(self, hook: Callable[[nn.Module, Any, Tensor], None]) -> Watch:
+        """Tells a forward hook of every call of the activation from now on.
+
+        Args:
+            hook: Called with the module, its arguments and its output, [rows, tokens, width] or as ``flat`` says.
+        """
+        handle = self.activation.register_forward_hook(hook)
+        if self.functional is None or self.attribute in dict(self.owner.named_children()):
+            return Watch(handle.remove)
+        self.put(self.functional)
+
+        def remove() -> None:
+            handle.remove()
+            self.put_back(self.activation)
+
+        return Watch(remove)
 
 
 @dataclass(frozen=True)
-class _FeedForward:
-    """A module that looks like a feed-forward block; which wide map is the gate is still to be seen."""
+class Watch:
+    """A hook on an activation.
 
-    name: str
-    module: nn.Module
-    wide: tuple[nn.Module, ...]
-    width: int
-    attribute: str
+    Args:
+        remove: Ends it, and leaves the model as it was.
+    """
+
+    remove: Callable[[], None]
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -85,34 +130,22 @@ def find_sites(model: nn.Module) -> list[Site]:
     [('model.layers.0.mlp.act_fn', 24), ('model.layers.1.mlp.act_fn', 24)]
     """
     layers_name, layers = _decoder_layers(model)
-    blocks = [_feed_forward_of(model, f"{layers_name}.{number}", layer) for number, layer in enumerate(layers)]
-    inputs: dict[str, list[Tensor]] = {}
-    outputs: dict[nn.Module, list[Tensor]] = {}
-
-    def saw_input(name: str) -> Callable[..., None]:
-        return lambda _module, arguments: inputs.setdefault(name, []).append(arguments[0])
-
-    def saw_output(module: nn.Module, _arguments: Any, output: Tensor) -> None:
-        outputs.setdefault(module, []).append(output)
-
-    hooks = []
-    for block in blocks:
-        hooks.append(getattr(block.module, block.attribute).register_forward_pre_hook(saw_input(block.name)))
-        hooks += [linear.register_forward_hook(saw_output) for linear in block.wide]
-    try:
+    found = [_candidates_of(model, f"{layers_name}.{number}", layer) for number, layer in enumerate(layers)]
+    with Flow(candidate for of_layer in found for candidate in of_layer) as flow:
         one_token_forward(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [_proved(number, block, inputs, outputs) for number, block in enumerate(blocks)]
+    with torch.no_grad():
+        return [_proved(model, number, of_layer, flow) for number, of_layer in enumerate(found)]
 
 
 def one_token_forward(model: nn.Module) -> None:
     """Runs the model on one token, leaving no trace: no gradient, no cache, the random state as it was."""
     device = next(model.parameters()).device
+    config: Any = model.config
+    # Padding often has the embedding 0, and then everything behind it may be 0 and tell nothing.
+    token = int(getattr(config.get_text_config(), "pad_token_id", None) == 0)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
+            model(input_ids=torch.full((1, 1), token, device=device), use_cache=False)
         except NptiError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
@@ -163,6 +196,8 @@ def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         raise NptiError(f"{kind} is no transformers model (it has no config with a text part).")
     if config.is_encoder_decoder:
         raise NptiError(f"{kind} cannot be steered: it is an encoder with a decoder; decoder-only models can.")
+    if reason := REFUSED.get(str(config.get_text_config().model_type)):
+        raise NptiError(f"{kind} cannot be steered: {reason}.")
     expected = getattr(config.get_text_config(), "num_hidden_layers", None)
     # A vision tower may have as many layers; transformers says which part is the text decoder.
     text_part: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
@@ -173,75 +208,49 @@ def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     raise NptiError(f"{kind} cannot be steered: no list of {expected} decoder layers was found in it.")
 
 
-def _feed_forward_of(model: nn.Module, layer_name: str, layer: nn.Module) -> _FeedForward:
-    """The one module inside a layer with wide maps, one narrow map and one activation; refused where there is none."""
+def _candidates_of(model: nn.Module, layer_name: str, layer: nn.Module) -> list[Candidate]:
+    """The parts of a layer that look like a feed-forward block; refused where there are none."""
     cannot = f"{type(model).__name__} cannot be steered: in its layer {layer_name}"
-    found = []
-    for name, module in layer.named_modules(prefix=layer_name):
-        if _has_experts(module):
-            raise NptiError(f"{cannot} {name} is a mixture of experts; dense layers can be steered in this release.")
-        linears = [child for child in module.children() if isinstance(child, nn.Linear)]
-        others = {key: child for key, child in module.named_children() if not isinstance(child, nn.Linear)}
-        activations = [key for key, child in others.items() if _may_be_activation(child)]
-        if len(linears) not in (2, 3) or len(activations) != 1:
-            continue
-        narrow = linears[-1]
-        wide = tuple(linear for linear in linears if linear is not narrow)
-        width = narrow.in_features
-        hidden = narrow.out_features
-        if all((linear.in_features, linear.out_features) == (hidden, width) for linear in wide):
-            found.append(_FeedForward(name, module, wide, width, activations[0]))
-    if len(found) != 1:
+    if experts := experts_in(layer, layer_name):
+        raise NptiError(f"{cannot} {experts} is a mixture of experts; dense layers can be steered in this release.")
+    if found := candidates(layer, layer_name):
+        return found
+    parts = ", ".join(type(part).__name__ for part in layer.children())
+    if any(isinstance(part, CONVOLUTIONS) for part in layer.modules()):
         raise NptiError(
-            f"{cannot} {len(found)} feed-forward blocks of gate, up and down maps with an activation module were "
-            "found, one was expected."
+            f"{cannot} there is a state-space or convolution mixer and no feed-forward block ({parts}), so it has no "
+            "feed-forward neurons."
         )
-    return found[0]
+    raise NptiError(f"{cannot} no feed-forward block of wide and narrow maps was found ({parts}).")
 
 
-def _has_experts(module: nn.Module) -> bool:
-    """Experts lie fused in three-dimensional parameters; only convolutions have such beside them."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return False
-    return any(parameter.ndim >= 3 for parameter in module.parameters(recurse=False))
-
-
-def _may_be_activation(module: nn.Module) -> bool:
-    """An activation has no parameters and no parts, and neither dropout nor the identity is one."""
-    if isinstance(module, nn.Dropout | nn.Identity):
-        return False
-    return not list(module.children()) and not list(module.parameters())
-
-
-def _proved(
-    layer: int, block: _FeedForward, inputs: dict[str, list[Tensor]], outputs: dict[nn.Module, list[Tensor]]
-) -> Site:
-    name = f"{block.name}.{block.attribute}"
-    seen = inputs.get(block.name, [])
-    if len(seen) != 1 or seen[0].shape[-1] != block.width:
-        widths = [tensor.shape[-1] for tensor in seen]
+def _proved(model: nn.Module, layer: int, found: list[Candidate], flow: Flow) -> Site:
+    """The one candidate of a layer that the data bear out."""
+    proofs = [(candidate, flow.prove(candidate)) for candidate in found]
+    proved = [(candidate, proof) for candidate, proof in proofs if isinstance(proof, Proof)]
+    if not proved:
+        _, reason = max(proofs, key=lambda of: of[0].width)
+        raise NptiError(str(reason))
+    if len(proved) > 1:
+        names = ", ".join(candidate.name for candidate, _ in proved)
         raise NptiError(
-            f"The activation {name} did not run as expected: one call on width {block.width} was expected in a "
-            f"one-token forward, calls on widths {widths} were seen; a replaced kernel may go round it."
+            f"{type(model).__name__} cannot be steered: its layer {layer} has {len(proved)} feed-forward blocks "
+            f"({names}), one was expected."
         )
-    if seen[0].ndim != 3:
-        raise NptiError(
-            f"The activation {name} runs on a tensor of shape {list(seen[0].shape)}; [rows, tokens, width] was "
-            "expected, so that a token's row can be told."
-        )
-    gates = [linear for linear in block.wide if any(output is seen[0] for output in outputs.get(linear, []))]
-    if len(gates) != 1:
-        raise NptiError(f"The activation {name} does not get the output of one of its block's maps as it is.")
+    candidate, proof = proved[0]
+    attribute = candidate.activation or ATTRIBUTE
     return Site(
         layer,
-        name,
-        block.module,
-        block.attribute,
-        block.width,
-        gates[0],
-        gated=len(block.wide) == 2,
-        dtype=seen[0].dtype,
-        device=seen[0].device,
+        f"{candidate.name}.{attribute}",
+        candidate.module,
+        attribute,
+        candidate.width,
+        candidate.child(proof.gate),
+        gated=candidate.wiring is not Wiring.PLAIN,
+        dtype=proof.activation.dtype,
+        device=proof.activation.device,
+        flat=proof.activation.ndim == 2,
+        functional=proof.functional,
     )
 
 

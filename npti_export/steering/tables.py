@@ -47,6 +47,11 @@ def steering_rows(adapter: PersonalityAdapter, spec: PersonalitySpec, widths: li
             continue
         poles = adapter.traits[term.trait].poles
         record = poles[term.pole]
+        if record.residual is not None:
+            raise NptiError(
+                f"Personality {term}: the method {record.method.name} adds to the residual stream, which this release "
+                "cannot do; identify the pole by the method npti or mean-shift."
+            )
         if record.caps == "opposite":
             opposite = poles[term.pole.opposite].neurons
             caps = opposite.target.astype(np.float64) * (max(0.0, 1.0 - term.strength) / term.strength)

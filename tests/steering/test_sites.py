@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from tiny_models import SIZES, tiny
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from npti_export.errors import NptiError
@@ -48,22 +49,6 @@ def test_gate_is_the_map_that_reaches_the_activation(tiny_llama: LlamaForCausalL
     assert find_sites(tiny_llama)[1].gate is mlp.up_proj
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes", "sentence"),
-    [
-        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, r"GPT2LMHeadModel cannot be steered: in its layer "),
-        ("Phi3", {}, r"Phi3ForCausalLM cannot be steered: in its layer model\.layers\.0 0 feed-forward blocks"),
-        ("Mixtral", {}, r"model\.layers\.0\.mlp\.experts is a mixture of experts"),
-        ("Qwen2Moe", {"moe_intermediate_size": 16}, r"model\.layers\.0\.mlp\.experts is a mixture of experts"),
-        ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}, r"model\.decoder\.layers\.0\.activation_fn runs on a "),
-        ("Mamba", {}, r"MambaForCausalLM cannot be steered: in its layer backbone\.layers\.0 0 feed-forward blocks"),
-    ],
-)
-def test_refused_by_name(family: str, sizes: dict[str, object], sentence: str) -> None:
-    with pytest.raises(NptiError, match=sentence):
-        find_sites(tiny(family, **sizes))
-
-
 def test_encoder_decoder_is_refused() -> None:
     config = transformers.T5Config(d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8, vocab_size=32)
     with pytest.raises(NptiError, match="T5ForConditionalGeneration cannot be steered: it is an encoder"):
@@ -90,11 +75,72 @@ def test_one_activation_shared_by_all_layers_is_refused(tiny_llama: LlamaForCaus
         find_sites(tiny_llama)
 
 
-def test_activation_of_something_else_than_the_gate_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+def test_gate_may_be_changed_before_the_activation(tiny_llama: LlamaForCausalLM) -> None:
     mlp = tiny_llama.model.layers[0].mlp
-    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(2 * mlp.gate_proj(x)) * mlp.up_proj(x))
-    with pytest.raises(NptiError, match=r"model\.layers\.0\.mlp\.act_fn does not get the output"):
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(2 * mlp.up_proj(x)) * mlp.gate_proj(x))
+    assert find_sites(tiny_llama)[0].gate is mlp.up_proj
+
+
+def test_activation_that_is_not_what_the_map_back_is_given_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+    mlp = tiny_llama.model.layers[0].mlp
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) + mlp.up_proj(x))
+    with pytest.raises(NptiError, match=r"model\.layers\.0\.mlp\.act_fn does not go on with the activation times"):
         find_sites(tiny_llama)
+
+
+def test_plain_layer_whose_activation_is_multiplied_is_refused() -> None:
+    model = tiny("Nemotron")
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda x: mlp.down_proj(2 * mlp.act_fn(mlp.up_proj(x)))
+    with pytest.raises(NptiError, match=r"leaves the activation model\.layers\.1\.mlp\.act_fn is not what the block's"):
+        find_sites(model)
+
+
+class FunctionalMlp(nn.Module):
+    """A gated block without an activation module, whose function may be any."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(48, 32)
+        self.one, self.other = nn.Linear(32, 48), nn.Linear(32, 48)
+        self.function = function
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.narrow(self.one(hidden) * self.function(self.other(hidden)))
+
+
+@pytest.mark.parametrize("function", [nn.functional.silu, nn.functional.gelu, nn.functional.relu])
+def test_function_is_told_by_its_numbers(tiny_llama: LlamaForCausalLM, function: Callable[[Tensor], Tensor]) -> None:
+    block = tiny_llama.model.layers[1].mlp = FunctionalMlp(function)
+    site = find_sites(tiny_llama)[1]
+    assert (site.gate, site.name, list(block.named_children())[-1][0]) == (
+        block.other,
+        "model.layers.1.mlp.act_fn",
+        "other",
+    )
+    given = torch.linspace(-3, 3, 48)[None, None]
+    assert torch.equal(site.activation(given), function(given))
+
+
+def test_unknown_function_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+    tiny_llama.model.layers[1].mlp = FunctionalMlp(torch.sin)
+    with pytest.raises(NptiError, match=r"mlp \(FunctionalMlp\) has no activation module, and what it computes"):
+        find_sites(tiny_llama)
+
+
+def test_watched_function_runs_as_a_module_for_as_long(tiny_llama: LlamaForCausalLM) -> None:
+    block = tiny_llama.model.layers[1].mlp = FunctionalMlp(nn.functional.silu)
+    seen: list[Tensor] = []
+    ids = torch.tensor([[5, 9, 33]])
+    with torch.no_grad():
+        plain = tiny_llama(ids).logits
+        watch = find_sites(tiny_llama)[1].watch(lambda _module, _given, output: seen.append(output))
+        assert torch.equal(tiny_llama(ids).logits, plain)
+        watch.remove()
+        assert torch.equal(tiny_llama(ids).logits, plain)
+    assert [tensor.shape for tensor in seen] == [(1, 3, 48)]
+    assert "forward" not in vars(block)
+    assert not hasattr(block, "act_fn")
 
 
 def test_model_that_fails_on_one_token_is_refused(tiny_llama: LlamaForCausalLM) -> None:

@@ -1,0 +1,352 @@
+"""Every family of models that the tests build, with what a tiny one needs and where its activation is expected.
+
+``python tests/families.py`` steers each of them and writes ``docs/families.md``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from adapters_for_tests import make_adapter
+from equation_4 import edit_of
+from tiny_models import SIZES, tiny
+from torch import Tensor, nn
+
+from npti_export import PersonalityAdapter, load_personality
+from npti_export.errors import NptiError
+from npti_export.steering.sites import find_sites
+from npti_export.traits import Pole
+
+IDS = torch.tensor([[5, 9, 33, 60], [7, 8, 21, 3]])
+NEW_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of dense models.
+
+    Args:
+        name: The name of its config class in transformers, without ``Config``.
+        place: Where the activation of layer ``N`` sits.
+        wiring: ``gated``, ``fused`` (gate and up in one map) or ``plain``.
+        sizes: What a tiny config needs beside the usual.
+        note: What is special.
+        fast: Whether the fast suite builds it.
+    """
+
+    name: str
+    place: str
+    wiring: str
+    sizes: dict[str, object] = field(default_factory=dict)
+    note: str = ""
+    fast: bool = False
+
+    @property
+    def functional(self) -> bool:
+        """Whether the activation is a function and no module."""
+        return self.place.endswith("()")
+
+
+MLP = "model.layers.N.mlp.act_fn"
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}
+
+DENSE = [
+    *(
+        Family(name, MLP, "gated", sizes)
+        for name, sizes in {
+            "Llama": {},
+            "Mistral": {},
+            "Ministral": {"head_dim": 8},
+            "Qwen2": {},
+            "Qwen3": {"head_dim": 8},
+            "Gemma": {"head_dim": 8},
+            "Gemma2": {"head_dim": 8},
+            "Gemma3Text": {"head_dim": 8},
+        }.items()
+    ),
+    Family(
+        "Gemma3nText",
+        MLP,
+        "gated",
+        {
+            "head_dim": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 64,
+            "laurel_rank": 4,
+            "num_kv_shared_layers": 0,
+            "activation_sparsity_pattern": [0.9, 0.0],
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "top-k sparsity before the activation; `layers.N.act_fn` is another one and is left alone",
+        fast=True,
+    ),
+    Family("Phi3", "model.layers.N.mlp.activation_fn", "fused", {}, "gate and up in one map", fast=True),
+    Family("Glm", "model.layers.N.mlp.activation_fn", "fused", {"head_dim": 8}, "gate and up in one map"),
+    Family("Glm4", "model.layers.N.mlp.activation_fn", "fused", {"head_dim": 8}, "gate and up in one map"),
+    *(
+        Family(name, MLP, "gated", sizes)
+        for name, sizes in {
+            "Olmo": {},
+            "Olmo2": {},
+            "Olmo3": {},
+            "Granite": {},
+            "StableLm": {},
+            "Cohere": {},
+            "Cohere2": {"head_dim": 8},
+            "SmolLM3": {},
+            "Exaone4": {},
+            "Ernie4_5": {"head_dim": 8},
+            "SeedOss": {"head_dim": 8},
+            "HunYuanDenseV1": {"head_dim": 8},
+            "Helium": {"head_dim": 8},
+        }.items()
+    ),
+    Family(
+        "FalconH1",
+        "model.layers.N.feed_forward.act_fn",
+        "gated",
+        {
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "head_dim": 8,
+            "mlp_multipliers": [0.7, 0.4],
+        },
+        "the gate is scaled before the activation; the Mamba part's activation is left alone",
+    ),
+    Family(
+        "Lfm2",
+        "model.layers.N.feed_forward: silu()",
+        "gated",
+        {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+        "a function; the block gets a forward of its own that calls a module",
+        fast=True,
+    ),
+    Family("GPT2", "transformer.h.N.mlp.act", "plain", GPT, "weights stored transposed", fast=True),
+    Family(
+        "GPTNeo",
+        "transformer.h.N.mlp.act",
+        "plain",
+        {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
+    ),
+    Family("GPTJ", "transformer.h.N.mlp.act", "plain", {**GPT, "rotary_dim": 4}),
+    Family("GPTNeoX", "gpt_neox.layers.N.mlp.act", "plain"),
+    Family(
+        "OPT",
+        "model.decoder.layers.N.activation_fn",
+        "plain",
+        {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        "in the layer itself; rows and tokens are flattened",
+        fast=True,
+    ),
+    Family("Bloom", "transformer.h.N.mlp.gelu_impl", "plain", {"n_layer": 2, "n_head": 4}),
+    Family("Falcon", "transformer.h.N.mlp.act", "plain", {"ffn_hidden_size": 48}),
+    Family("Phi", "model.layers.N.mlp.activation_fn", "plain"),
+    Family("Starcoder2", "model.layers.N.mlp.act", "plain"),
+    Family("Nemotron", MLP, "plain"),
+    Family("Apertus", MLP, "plain", {}, "xIELU, which has parameters; they keep their names", fast=True),
+    Family("Arcee", MLP, "plain"),
+]
+
+EXPERTS = "mixture of experts"
+MAMBA = {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8}
+REFUSED: list[tuple[str, str, dict[str, object]]] = [
+    ("Mixtral", EXPERTS, {}),
+    ("Qwen2Moe", EXPERTS, {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}),
+    ("Qwen3Moe", EXPERTS, {"moe_intermediate_size": 16, "num_experts": 4}),
+    ("Olmoe", EXPERTS, {"num_experts": 4}),
+    ("GptOss", EXPERTS, {"num_local_experts": 4, "head_dim": 8}),
+    (
+        "DeepseekV3",
+        EXPERTS,
+        {
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    (
+        "Glm4Moe",
+        EXPERTS,
+        {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    ),
+    ("GraniteMoe", EXPERTS, {"num_local_experts": 4}),
+    ("Phimoe", EXPERTS, {"num_local_experts": 4}),
+    ("Llama4Text", EXPERTS, {"num_local_experts": 4, "intermediate_size_mlp": 48, "head_dim": 8}),
+    (
+        "Jamba",
+        EXPERTS,
+        {"num_experts": 4, "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False},
+    ),
+    ("Ernie4_5_Moe", EXPERTS, {"moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2}),
+    ("Mamba", "state-space or convolution mixer and no feed-forward block", {}),
+    ("Mamba2", "state-space or convolution mixer and no feed-forward block", MAMBA),
+    ("FalconMamba", "state-space or convolution mixer and no feed-forward block", {}),
+    ("Rwkv", "a recurrent network", {}),
+]
+
+
+def build(family: Family) -> nn.Module:
+    """A tiny model of a family."""
+    return tiny(family.name, **family.sizes)
+
+
+@contextmanager
+def steered(family: Family, model: nn.Module, adapter: PersonalityAdapter, decoding_only: bool) -> Iterator[None]:
+    """Equation 4 by plain forward hooks, or a patched function, at the place that the list names, not the package."""
+    layers = range(SIZES["num_hidden_layers"])
+    edits = [edit_of(adapter, "openness", Pole.HIGH, layer) for layer in layers]
+
+    def applies(activation: Tensor) -> bool:
+        tokens = activation.shape[1] if activation.ndim == 3 else len(activation) // len(IDS)
+        return not decoding_only or tokens == 1
+
+    def hook(layer: int) -> Callable[..., Tensor]:
+        return lambda _module, _given, out: edits[layer](None, None, out) if applies(out) else out
+
+    if family.functional:
+        calls, silu = iter(range(10**6)), nn.functional.silu
+
+        def patched(given: Tensor) -> Tensor:
+            return hook(next(calls) % len(layers))(None, None, silu(given))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.functional, "silu", patched)
+            yield
+        return
+    hooks = [model.get_submodule(family.place.replace("N", str(n))).register_forward_hook(hook(n)) for n in layers]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    """Of one forward on all tokens."""
+    return model(input_ids=IDS).logits
+
+
+def generated_logits(model: nn.Module) -> Tensor:
+    """Of every step of a greedy generation with a cache, [rows, steps, vocabulary]."""
+    out = model.generate(
+        IDS,
+        attention_mask=torch.ones_like(IDS),
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack(out.logits, dim=1)
+
+
+def everything(model: nn.Module) -> dict[str, object]:
+    """What unloading must restore: modules, their attributes and hooks, the state dict's keys."""
+    modules = dict(model.named_modules())
+    state = {name: sorted(vars(module)) for name, module in modules.items()}
+    hooks = {name: (len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in modules.items()}
+    return {"ids": {name: id(module) for name, module in modules.items()}, "state": state, "hooks": hooks}
+
+
+def check(family: Family) -> str:
+    """Steers a tiny model of the family in every way; the result in a few words, or an AssertionError."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build(family).to(dtype)
+        keys, before, plain = list(model.state_dict()), everything(model), logits(model)
+        adapter = make_adapter(model)
+        sites = find_sites(model)
+        assert everything(model) == before, "finding the sites left a trace"
+        place = family.place.replace(": silu()", ".act_fn")
+        assert [site.name for site in sites] == [place.replace("N", str(n)) for n in range(len(sites))]
+        assert {site.gated for site in sites} == {family.wiring != "plain"}
+        with steered(family, model, adapter, decoding_only=False):
+            expected = logits(model)
+        assert not torch.equal(expected, plain), "the hooks changed nothing"
+        with load_personality(model, "openness+", adapter, positions="all") as personality:
+            assert torch.equal(logits(model), expected), "steered logits differ from plain hooks"
+            assert list(model.state_dict()) == keys
+            personality.set(["openness+", None])
+            mixed = logits(model)
+            assert torch.equal(mixed[0], expected[0]), "the steered row of a mixed batch differs"
+            assert torch.equal(mixed[1], plain[1]), "the neutral row of a mixed batch differs"
+            personality.set(None)
+            assert torch.equal(logits(model), plain), "neutral differs"
+        assert everything(model) == before, "unloading left a trace"
+        assert torch.equal(logits(model), plain), "unloading did not restore"
+        if dtype == torch.float32:
+            unsteered = generated_logits(model)
+            with steered(family, model, adapter, decoding_only=True):
+                expected = generated_logits(model)
+            with load_personality(model, "openness+", adapter):
+                assert torch.equal(generated_logits(model), expected), "generation differs from plain hooks"
+            assert torch.equal(expected[:, 0], unsteered[:, 0])
+            assert not torch.equal(expected, unsteered)
+            assert torch.equal(generated_logits(model), unsteered)
+    return "equal"
+
+
+def refusal(name: str, sizes: dict[str, object]) -> str:
+    """Why a family is refused; an AssertionError if it is not."""
+    model = tiny(name, **sizes)
+    before = everything(model)
+    with pytest.raises(NptiError) as refused:
+        find_sites(model)
+    assert everything(model) == before
+    return str(refused.value)
+
+
+HEAD = """# Model families
+
+Written by `python tests/families.py`, which builds a tiny random model of each family, loads an adapter and compares
+with an independent implementation of equation 4: plain forward hooks at the place named below, or a patched function
+call where there is no module. *Equal* means bit for bit: the logits of a forward in float32 and bfloat16 (all rows
+steered; a mixed batch of one steered and one neutral row; neutral), the logits of every step of a generation with a
+cache in float32, and, after unloading, the model as it was, object by object. The names are those of the config classes
+of transformers 5.
+
+## Dense models
+
+*Gated*: `down(act(gate(x)) · up(x))`; *fused*: the same with gate and up in one map; *plain*: `down(act(up(x)))`.
+
+| family | layer | where the activation of layer N sits | result | special |
+|---|---|---|---|---|
+"""
+
+MIDDLE = """
+Vision-language models are steered in the language tower alone (tested with Llava and Qwen2-VL). A family that is not in
+the table works if its layers are built like one of these: the sites are found by their shape and proved by a forward on
+one token, and what does not behave like a feed-forward layer is refused with the name of the module.
+
+## Refused
+
+| family | reason given |
+|---|---|
+"""
+
+
+def table() -> str:
+    """The text of ``docs/families.md``; every family is built and steered."""
+    text = HEAD
+    for family in DENSE:
+        text += f"| {family.name} | {family.wiring} | `{family.place}` | {check(family)} | {family.note or '–'} |\n"
+    text += MIDDLE
+    for name, _, sizes in REFUSED:
+        text += f"| {name} | {refusal(name, sizes)} |\n"
+    return text
+
+
+if __name__ == "__main__":
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    (Path(__file__).parent.parent / "docs" / "families.md").write_text(table(), encoding="utf-8")
