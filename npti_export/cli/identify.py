@@ -8,23 +8,26 @@ from pathlib import Path
 
 import click
 
-from npti_export.cli import loading, options
+from npti_export.cli import loading, material, options
 
 
 @click.command("identify", epilog="Example: npti-export identify --trait openness --model Qwen/Qwen2.5-7B-Instruct")
 @options.trait
-@click.option("--all-traits", is_flag=True, help="All five shipped traits.")
+@material.all_traits
 @options.model
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Folder of the adapter; adapters/<model> unless given. Other traits there are kept.",
-)
+@material.output
 @options.questions
 @options.personas
+@material.max_questions
 @click.option(
-    "--max-questions", type=click.IntRange(5), default=100, show_default=True, help="Questions asked at each pole."
+    "--reliability",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="Split-half reliability of delta at which no more questions are asked, from 30 on; 1 asks all.",
 )
+@material.min_difference
+@material.percentile
 @options.device
 @options.dtype
 @options.batch_size
@@ -39,6 +42,9 @@ def command(
     questions_file: Path | None,
     personas_file: Path | None,
     max_questions: int,
+    reliability: float,
+    min_difference: float,
+    percentile: float,
     device: str,
     dtype: str,
     batch_size: int,
@@ -48,23 +54,16 @@ def command(
 ) -> None:
     """Find the neurons of a trait in a chat model and write the adapter.
 
-    The model answers questions in character at both poles; the neurons that fire more at one pole are kept; the dose of
-    each pole is found on questions held back. Transcripts stay beside the adapter, and a run that was stopped goes on.
+    The model answers questions in character at both poles, until two halves of the answers agree; the neurons that fire
+    more at one pole are kept; the dose of each pole is found on questions held back. Transcripts and statistics stay
+    beside the adapter, and a run that was stopped, even killed, goes on. The commands elicit, measure and select do the
+    first three steps one by one.
     """
-    from npti_export.traits import TRAITS, trait_named
-    from npti_export.traits.material import read_personas, read_questions
-
-    names = list(TRAITS) if all_traits else list(dict.fromkeys(name.lower() for name in traits))
-    if not names:
-        raise click.UsageError("Give --trait with one of " + ", ".join(TRAITS) + ", or --all-traits.")
-    for name in names:
-        trait_named(name)
-        if questions_file:
-            read_questions(questions_file, name)
-        if personas_file:
-            read_personas(personas_file, name)
+    names = material.wanted_traits(traits, all_traits)
+    readers = material.readers(names, questions_file, personas_file)
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
 
+    from npti_export.adapter.records import Method
     from npti_export.pipeline import identify
 
     found = identify(
@@ -72,27 +71,40 @@ def command(
         tokenizer,
         names,
         output,
-        questions=partial(read_questions, questions_file) if questions_file else None,
-        personas=partial(read_personas, personas_file) if personas_file else None,
+        **readers,
         max_questions=max_questions,
+        reliability=reliability,
+        method=Method(min_difference=min_difference, percentile=percentile),
         batch_size=batch_size,
         seed=seed,
         stage=partial(loading.stage, quiet=quiet),
         warn=lambda message: loading.notice(f"Note: {message}", quiet),
     )
-    rows = [
-        {
-            "personality": f"{name}{pole.sign}",
-            "neurons": len(record.neurons),
-            "gamma": record.gamma,
-            "effect": next((p.effect for p in record.dose_curve if p.gamma == record.gamma), None),
-            "fluency": next((p.fluency for p in record.dose_curve if p.gamma == record.gamma), None),
-            "reliability": found.adapter.traits[name].identification.split_half_reliability,
-            "judge_auc": round(found.auc[name], 4),
-        }
-        for name in names
-        for pole, record in found.adapter.traits[name].poles.items()
-    ]
+    rows = []
+    for name in names:
+        trait, measured = found.adapter.traits[name], found.measurements[name]
+        for pole, record in trait.poles.items():
+            made, faults = trait.identification, measured.answers[pole]
+            rows.append(
+                {
+                    "personality": f"{name}{pole.sign}",
+                    "neurons": len(record.neurons),
+                    "gamma": record.gamma,
+                    "effect": next((p.effect for p in record.dose_curve if p.gamma == record.gamma), None),
+                    "fluency": next((p.fluency for p in record.dose_curve if p.gamma == record.gamma), None),
+                    "questions": measured.curve[-1].questions,
+                    "reliability": made.split_half_reliability,
+                    "selection_overlap": (made.selection_overlap or {}).get(str(pole)),
+                    "delta_margin": (made.delta_margin or {}).get(str(pole)),
+                    "judge_auc": round(found.auc[name], 4),
+                    "answers": {
+                        "total": faults.answers,
+                        "empty": faults.empty,
+                        "repeating": faults.repeating,
+                        "broken_off": faults.broken_off,
+                    },
+                }
+            )
     if as_json:
         click.echo(json.dumps({"folder": str(found.folder), "poles": rows}, indent=2))
         return
@@ -100,6 +112,6 @@ def command(
         click.echo(
             f"{row['personality']:20} {row['neurons']:6} neurons   gamma {row['gamma']:<4}   "
             f"effect {row['effect']:+.2f} at {row['fluency']:.2f}x perplexity   "
-            f"reliability {row['reliability']:.3f}   judge AUC {row['judge_auc']:.3f}"
+            f"reliability {row['reliability']:.3f} with {row['questions']} questions   judge AUC {row['judge_auc']:.2f}"
         )
     click.echo(f"Written to {found.folder}")

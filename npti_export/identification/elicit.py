@@ -21,6 +21,7 @@ from npti_export.identification.answers import (
     generate_answers,
     prompt_ids,
 )
+from npti_export.identification.files import write_beside
 from npti_export.traits import Pole
 from npti_export.traits.material import Persona, Question
 
@@ -139,11 +140,12 @@ def read_transcripts(path: Path) -> list[Transcript]:
 
 
 def write_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
-    """Writes a transcripts file whole, beside its place first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text("".join(map(_line, transcripts)), encoding="utf-8", newline="\n")
-    beside.replace(path)
+    """Writes a transcripts file whole, beside its place first.
+
+    Raises:
+        NptiError: If it cannot be written.
+    """
+    write_beside(path, "".join(map(_line, transcripts)).encode())
 
 
 def _transcript(question: Question, persona: Persona, answer: Answer) -> Transcript:
@@ -153,9 +155,15 @@ def _transcript(question: Question, persona: Persona, answer: Answer) -> Transcr
 
 
 def _append(path: Path, transcripts: Sequence[Transcript]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.writelines(map(_line, transcripts))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(map(_line, transcripts))
+    except OSError as error:
+        raise NptiError(
+            f"{path} cannot be written ({error.strerror}); make room, and the same command goes on with the answers "
+            "that are there."
+        ) from None
 
 
 def _line(transcript: Transcript) -> str:

@@ -1,4 +1,4 @@
-"""Select: statistics of both poles → the neurons of each pole, and how sure the choice is."""
+"""Select: statistics of both poles → the neurons of each pole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.adapter.records import Method
-from npti_export.identification.measure import NeuronStatistics
+from npti_export.identification.statistics import NeuronStatistics
 
 FLOOR_SHARE = 0.00436
 """Never fewer neurons a pole than this share of all: the paper's 2,000 of Llama-3-8B's 458,752."""
@@ -28,15 +28,15 @@ def select(pole: NeuronStatistics, opposite: NeuronStatistics, method: Method, g
         method: Thresholds and the form of the shift.
         gamma: The dose.
     """
-    delta = (pole.probability - opposite.probability).astype(np.float32)
+    delta = (pole.whole.probability - opposite.whole.probability).astype(np.float32)
     target = pole.percentile(method.percentile)
     chosen = choose(delta, target, method.min_difference)
     layer, index = neuron_numbers(pole.widths)
-    mean, variance = pole.answer_moments()
-    other_mean, other_variance = opposite.answer_moments()
+    mean, variance = pole.whole.answer_moments()
+    other_mean, other_variance = opposite.whole.answer_moments()
     spread = np.sqrt((variance + other_variance) / 2)
     effect_size = np.divide(mean - other_mean, spread, out=np.zeros_like(mean), where=spread > 0)
-    difference = pole.total / max(1, pole.tokens) - opposite.total / max(1, opposite.tokens)
+    difference = pole.whole.mean - opposite.whole.mean
     return NeuronSet(
         layer=layer[chosen],
         index=index[chosen],
@@ -67,21 +67,3 @@ def neuron_numbers(widths: tuple[int, ...]) -> tuple[NDArray[np.int16], NDArray[
     layer = np.repeat(np.arange(len(widths), dtype=np.int16), widths)
     index = np.concatenate([np.arange(width, dtype=np.int32) for width in widths])
     return layer, index
-
-
-def split_half_reliability(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Correlation over all neurons of delta from two halves of the questions, corrected to full length.
-
-    Spearman–Brown: r' = 2r / (1 + r), never below -1. 0 where a half has no spread.
-
-    Args:
-        first: Probability at the high pole minus that at the low one, from one half of the questions, float64 [N].
-        second: The same from the other half.
-
-    >>> round(split_half_reliability(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])), 6)  # r = 1/2
-    0.666667
-    """
-    if first.std() == 0 or second.std() == 0:
-        return 0.0
-    r = float(np.corrcoef(first, second)[0, 1])
-    return max(-1.0, 2 * r / (1 + r)) if r > -1 else -1.0

@@ -83,6 +83,7 @@ def test_identify_writes_an_adapter_that_generate_takes(tmp_path: Path, capsys: 
         "README.md",
         "agreeableness.safetensors",
         "config.json",
+        "statistics",
         "transcripts",
     ]
     answer, _ = run(["generate", QUESTION, "-q", "--personality", "agreeableness-", "--adapter", str(folder)], capsys)

@@ -17,9 +17,11 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
+from npti_export.errors import NptiError
 from npti_export.identification.answers import Decoding, Prompt, prompt_ids
 from npti_export.identification.elicit import Transcript, elicit, plan
-from npti_export.identification.measure import NeuronCounter, NeuronStatistics, bin_edges, measure, statistics_of
+from npti_export.identification.measure import NeuronCounter, measure, statistics_of
+from npti_export.identification.statistics import SUMS, NeuronStatistics, bin_edges
 from npti_export.steering.sites import find_sites
 from npti_export.traits import Pole
 from npti_export.traits.material import Persona, Question
@@ -110,20 +112,27 @@ def test_statistics_equal_plain_numpy(
         statistics, values = measured(model, [t for t in transcripts if t.pole is pole])
         flat = np.concatenate(values).reshape(-1, LAYERS * WIDTH)
         assert statistics.widths == (WIDTH,) * LAYERS
-        assert statistics.tokens == len(flat) == sum(len(t.token_ids) - 1 for t in transcripts if t.pole is pole)
-        np.testing.assert_array_equal(statistics.active, (flat > 0).sum(0))
+        counts = statistics.whole
+        assert counts.tokens == len(flat) == sum(len(t.token_ids) - 1 for t in transcripts if t.pole is pole)
+        np.testing.assert_array_equal(counts.active, (flat > 0).sum(0))
         np.testing.assert_array_equal(statistics.histogram.sum(1), len(flat))
-        np.testing.assert_allclose(statistics.total / statistics.tokens, flat.astype(np.float64).mean(0), rtol=1e-9)
+        np.testing.assert_allclose(counts.mean, flat.astype(np.float64).mean(0), rtol=0, atol=2**-21)
         exact = np.percentile(flat, 95, axis=0, method="inverted_cdf")
         target[pole] = statistics.percentile(95.0)
         assert (np.abs(target[pole] - exact) <= np.maximum(0.01 * np.abs(exact), 0.005)).all()
         np.testing.assert_array_equal(target[pole] > 0, exact > 0)
         probability[pole] = (flat > 0).mean(0)
-        np.testing.assert_array_equal(statistics.probability, probability[pole])
-        means = np.array([of_answer.astype(np.float64).mean(0).ravel() for of_answer in values if len(of_answer)])
-        mean, variance = statistics.answer_moments()
-        np.testing.assert_allclose(mean, means.mean(0), rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(variance, means.var(0, ddof=1), rtol=1e-6, atol=1e-12)
+        np.testing.assert_array_equal(counts.probability, probability[pole])
+        answers = [of_answer.reshape(-1, LAYERS * WIDTH) for of_answer in values if len(of_answer)]
+        means = np.array([of_answer.astype(np.float64).mean(0) for of_answer in answers])
+        mean, variance = counts.answer_moments()
+        np.testing.assert_allclose(mean, means.mean(0), rtol=0, atol=2**-16)
+        np.testing.assert_allclose(variance, means.var(0, ddof=1), rtol=1e-3, atol=1e-6)
+        on = np.array([(of_answer > 0).sum(0) for of_answer in answers])
+        lengths = np.array([len(of_answer) for of_answer in answers])
+        assert (counts.answers, counts.token_squares) == (len(answers), (lengths**2).sum())
+        np.testing.assert_array_equal(counts.active_squares, (on**2).sum(0))
+        np.testing.assert_array_equal(counts.active_tokens, (on * lengths[:, None]).sum(0))
     assert np.abs(probability[Pole.HIGH] - probability[Pole.LOW]).max() > 0.1
 
 
@@ -142,12 +151,12 @@ def test_activations_are_those_of_decoding(
 
 def test_an_end_sign_and_a_token_that_was_never_fed_do_not_count(model: LlamaForCausalLM) -> None:
     transcript = Transcript("openness", Pole.HIGH, "Tea?", "You dream.", "", (1,), True)
-    statistics = measure(model, TOKENIZER, find_sites(model), [transcript])
-    assert (statistics.tokens, statistics.answers, statistics.active.sum()) == (0, 0, 0)
+    counts = measure(model, TOKENIZER, find_sites(model), [transcript]).whole
+    assert (counts.tokens, counts.answers, counts.active.sum()) == (0, 0, 0)
     longer = replace(transcript, token_ids=(20, 30, 1))
     cut = replace(transcript, token_ids=(20, 30, 40), finished=False)
     ended, broken_off = (measure(model, TOKENIZER, find_sites(model), [t, transcript]) for t in (longer, cut))
-    assert (ended.tokens, ended.answers) == (2, 1)
+    assert (ended.whole.tokens, ended.whole.answers) == (2, 1)
     np.testing.assert_array_equal(ended.histogram, broken_off.histogram)
 
 
@@ -159,12 +168,15 @@ def test_batches_and_halves_add_up(
     progress: list[int] = []
     whole = measure(model, TOKENIZER, sites, transcripts, 3, progress.append)
     assert progress == [3, 3, 3, 1]
-    halves = [measure(model, TOKENIZER, sites, transcripts[start::2], 2) for start in (0, 1)]
+    halves = [measure(model, TOKENIZER, sites, transcripts[start::2], 2, halves=[start] * 5) for start in (0, 1)]
+    for half in (0, 1):
+        assert whole.halves[half].tokens == halves[half].whole.tokens > 0
+        assert halves[half].halves[1 - half].tokens == 0
     added = halves[0] + halves[1]
-    assert (added.tokens, added.answers) == (whole.tokens, whole.answers)
+    assert (added.whole.tokens, added.whole.answers) == (whole.whole.tokens, whole.whole.answers)
     # Another batch gives other last bits, which may move a value over the edge of a bin, seldom more than one.
     assert np.abs(added.histogram - whole.histogram).sum() <= whole.histogram.sum() * 0.001
-    np.testing.assert_allclose(added.total, whole.total, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(added.whole.mean, whole.whole.mean, rtol=1e-4, atol=1e-4)
     assert not any(layer.mlp.act_fn._forward_hooks for layer in model.model.layers)
 
 
@@ -182,14 +194,15 @@ VALUES = st.one_of(
 )
 def test_counts_and_percentiles_of_any_values(values: NDArray[np.float32], percentile: float) -> None:
     counter = NeuronCounter(3, torch.device("cpu"))
-    counter.add(torch.from_numpy(values), torch.zeros(len(values), dtype=torch.int64))
-    statistics = statistics_of([counter], len(values), 1)
+    counter.add(torch.from_numpy(values), torch.zeros(len(values), dtype=torch.int64), torch.tensor([1]))
+    statistics = statistics_of([counter], [np.zeros(0, np.int64), np.array([len(values)])])
     exact = np.percentile(values, percentile, axis=0, method="inverted_cdf")
     found = statistics.percentile(percentile)
     assert found.dtype == np.float32
     assert (np.abs(found - exact) <= np.maximum(0.01 * np.abs(exact), 0.005)).all()
     np.testing.assert_array_equal(found > 0, exact > 0)
-    np.testing.assert_array_equal(statistics.probability, (values > 0).mean(0))
+    np.testing.assert_array_equal(statistics.whole.probability, (values > 0).mean(0))
+    np.testing.assert_array_equal(statistics.whole.above_zero(percentile), exact > 0)
 
 
 def test_bins_are_as_narrow_as_targets_need() -> None:
@@ -199,12 +212,59 @@ def test_bins_are_as_narrow_as_targets_need() -> None:
     assert (half <= np.maximum(0.01 * edges[:-1], 0.005)).all()
 
 
+def counted(values: torch.Tensor, row: torch.Tensor, half: torch.Tensor) -> NeuronStatistics:
+    counter = NeuronCounter(values.shape[1], torch.device("cpu"))
+    counter.add(values, row, half)
+    assert not int(counter.not_finite)
+    lengths = torch.bincount(row, minlength=len(half)).numpy()
+    return statistics_of([counter], [lengths[half.numpy() == of] for of in (0, 1)])
+
+
+def same(one: NeuronStatistics, other: NeuronStatistics) -> None:
+    np.testing.assert_array_equal(one.histogram, other.histogram)
+    for mine, theirs in zip(one.halves, other.halves, strict=True):
+        for name in ("answers", "tokens", "token_squares", *SUMS):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+
+
 def test_many_tokens_in_one_call_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npti_export.identification.measure.TOKENS_AT_ONCE", 7)
     values = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    counter = NeuronCounter(4, torch.device("cpu"))
-    counter.add(values, torch.arange(50) // 20)
-    statistics = statistics_of([counter], 50, 3)
+    row, half = torch.arange(50) // 20, torch.tensor([0, 1, 0])
+    at_once = counted(values, row, half)
+    monkeypatch.setattr("npti_export.identification.measure.TOKENS_AT_ONCE", 7)
+    statistics = counted(values, row, half)
+    same(statistics, at_once)
     np.testing.assert_array_equal(statistics.histogram.sum(1), 50)
     expected = [np.histogram(column, np.r_[-np.inf, bin_edges(), np.inf])[0] for column in values.T.numpy()]
     np.testing.assert_array_equal(statistics.histogram, expected)
+
+
+def test_parts_add_up_exactly_in_any_order() -> None:
+    """Of 12 answers of 1 to 12 tokens, some very active: what one call counts is what 12 add up to, forth and back."""
+    generator = torch.Generator().manual_seed(0)
+    row = torch.repeat_interleave(torch.arange(12), torch.arange(1, 13))
+    values = torch.randn(len(row), 5, generator=generator) * torch.tensor([1e-4, 1.0, 30.0, 900.0, 1e-7])
+    half = torch.arange(12) % 2
+    whole = counted(values, row, half)
+    parts = [counted(values[row == at], torch.zeros(at + 1, dtype=torch.int64), half[at : at + 1]) for at in range(12)]
+    for order in (range(12), range(11, -1, -1), np.random.default_rng(0).permutation(12)):
+        added = parts[order[0]]
+        for at in order[1:]:
+            added = added + parts[at]
+        same(added, whole)
+
+
+def test_an_activation_that_is_no_number_is_an_error(model: LlamaForCausalLM) -> None:
+    sites = find_sites(model)
+    transcript = Transcript("openness", Pole.HIGH, "Tea?", "You dream.", "", (20, 30, 1), True)
+
+    def spoil(_module: object, _arguments: object, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(-1, torch.tensor([5]), float("nan"))
+
+    hook = model.model.layers[1].mlp.act_fn.register_forward_hook(spoil)
+    try:
+        with pytest.raises(NptiError, match=r"^model\.layers\.1\.mlp\.act_fn gave 2 activations that are no finite"):
+            measure(model, TOKENIZER, sites, [transcript])
+    finally:
+        hook.remove()
+    assert not any(layer.mlp.act_fn._forward_hooks for layer in model.model.layers)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npti_export.adapter.records import Method
-from npti_export.identification.measure import NeuronStatistics, bin_edges
-from npti_export.identification.select import FLOOR_SHARE, choose, neuron_numbers, select, split_half_reliability
+from npti_export.identification.select import FLOOR_SHARE, choose, neuron_numbers, select
+from npti_export.identification.statistics import MEAN_BITS, TOTAL_BITS, NeuronCounts, NeuronStatistics, bin_edges
 
 
 def slow_choose(delta: list[float], target: list[float], min_difference: float) -> list[int]:
@@ -64,17 +64,12 @@ def counted(active: list[int], tokens: int, means: list[list[float]]) -> NeuronS
     histogram = np.zeros((3, len(edges) + 1), np.int32)
     histogram[np.arange(3), np.searchsorted(edges, 0.5, side="right")] = active
     histogram[np.arange(3), np.searchsorted(edges, -0.1, side="right")] = tokens - np.array(active)
-    by_answer = np.array(means, dtype=np.float64)
-    return NeuronStatistics(
-        (2, 1),
-        tokens,
-        len(means),
-        np.array(active),
-        histogram,
-        by_answer.mean(0) * tokens,
-        by_answer.sum(0),
-        (by_answer**2).sum(0),
-    )
+    by_answer = (np.array(means) * 2**MEAN_BITS).astype(np.int64)
+    total = (np.mean(means, axis=0) * tokens * 2**TOTAL_BITS).astype(np.int64)
+    nothing = np.zeros(3, np.int64)
+    sums = (np.array(active), nothing, nothing, total, by_answer.sum(0), (by_answer**2).sum(0))
+    halves = (NeuronCounts(len(means), tokens, 0, *sums), NeuronCounts(0, 0, 0, *[nothing] * 6))
+    return NeuronStatistics((2, 1), halves, histogram)
 
 
 def test_a_threshold_met_exactly_is_met() -> None:
@@ -107,18 +102,3 @@ def test_neurons_are_numbered_layer_by_layer() -> None:
     layer, index = neuron_numbers((3, 2))
     assert layer.tolist() == [0, 0, 0, 1, 1]
     assert index.tolist() == [0, 1, 2, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0], 2 / 3),  # r = 1/2
-        ([0.1, 0.2, 0.3], [0.2, 0.4, 0.6], 1.0),
-        ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1], -1.0),
-        ([0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0], 0.0),
-        ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0], -1.0),  # r = -1/2: 2r / (1 + r) = -2, which no correlation is
-        ([0.5, 0.5, 0.5], [0.1, 0.2, 0.3], 0.0),
-    ],
-)
-def test_split_half_reliability(first: list[float], second: list[float], expected: float) -> None:
-    assert split_half_reliability(np.array(first), np.array(second)) == pytest.approx(expected, abs=1e-9)

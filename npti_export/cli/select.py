@@ -1,0 +1,64 @@
+"""``npti-export select``: the third stage alone, from statistics to an adapter; no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from npti_export.cli import material, options
+
+
+@click.command("select", epilog="Example: npti-export select --trait openness --min-difference 0.2")
+@options.trait
+@material.all_traits
+@options.model
+@material.output
+@material.min_difference
+@material.percentile
+@options.as_json
+def command(
+    traits: tuple[str, ...],
+    all_traits: bool,
+    model_name: str | None,
+    output: Path | None,
+    min_difference: float,
+    percentile: float,
+    as_json: bool,
+) -> None:
+    """Choose neurons by other thresholds from statistics that are there, and write the adapter.
+
+    The dose is the paper's and is marked as not calibrated; `identify` with the same thresholds takes up answers and
+    statistics and finds it.
+    """
+    names = material.wanted_traits(traits, all_traits)
+
+    from npti_export.adapter.find import default_adapter_folder, id_of_model_name
+    from npti_export.adapter.records import Method
+    from npti_export.demo import DEMO_MODEL
+    from npti_export.identification.selection import select_into
+
+    folder = output or default_adapter_folder(id_of_model_name(model_name or str(DEMO_MODEL)))
+    method = Method(min_difference=min_difference, percentile=percentile)
+    adapter = select_into(folder, names, method)
+    rows = [
+        {
+            "personality": f"{name}{pole.sign}",
+            "neurons": len(record.neurons),
+            "reliability": adapter.traits[name].identification.split_half_reliability,
+            "selection_overlap": (adapter.traits[name].identification.selection_overlap or {}).get(str(pole)),
+            "delta_margin": (adapter.traits[name].identification.delta_margin or {}).get(str(pole)),
+        }
+        for name in names
+        for pole, record in adapter.traits[name].poles.items()
+    ]
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "poles": rows}, indent=2))
+        return
+    for row in rows:
+        click.echo(
+            f"{row['personality']:20} {row['neurons']:6} neurons   reliability {row['reliability']:.3f}   "
+            f"overlap of the halves' selections {row['selection_overlap']:.2f}"
+        )
+    click.echo(f"Written to {folder}, not calibrated: identify with the same thresholds finds the dose.")

@@ -1,0 +1,162 @@
+"""Select as a stage: the files of statistics of a trait → the trait of an adapter. Needs no model, and no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from npti_export.adapter.adapter import PersonalityAdapter, read_base_model
+from npti_export.adapter.base_model import BaseModel
+from npti_export.adapter.records import Identification, Method, PoleRecord, TraitRecord
+from npti_export.errors import NptiError
+from npti_export.identification.files import TraitFiles, file_sha256
+from npti_export.identification.measurement import Measurement, read_measurement
+from npti_export.identification.reliability import reliability
+from npti_export.identification.select import select
+from npti_export.identification.statistics import NeuronStatistics
+from npti_export.identification.statistics_file import read_statistics
+from npti_export.traits import Pole
+
+START_GAMMA = 1.4
+"""The paper's dose, until calibration has found one."""
+
+Statistics = dict[Pole, NeuronStatistics]
+"""Of both poles of a trait."""
+
+
+def select_into(folder: Path, traits: Sequence[str], method: Method) -> PersonalityAdapter:
+    """Chooses neurons from the statistics beside an adapter and writes them into it, with the paper's dose.
+
+    Args:
+        folder: The adapter's folder.
+        traits: Which traits.
+        method: The thresholds.
+
+    Returns:
+        The adapter as it stands in the folder.
+
+    Raises:
+        NptiError: If statistics are not there or broken, a pole has no neuron, or the folder cannot be written.
+    """
+    records, models = [], []
+    for trait in traits:
+        statistics, measurement, base_model = read_measured(TraitFiles(folder, trait))
+        records.append(run_select(trait, statistics, measurement, method))
+        models.append(base_model)
+    if any(model != models[0] for model in models):
+        raise NptiError(f"The statistics in {folder} are of several models; measure all traits with one.")
+    adapter = open_adapter(folder, models[0], traits)
+    for record in records:
+        adapter = adapter.with_trait(record)
+    adapter.save_pretrained(folder)
+    return adapter
+
+
+def run_select(
+    trait: str, statistics: Statistics, measurement: Measurement, method: Method, gamma: float = START_GAMMA
+) -> TraitRecord:
+    """Chooses the neurons of both poles, at a dose that is still to be found.
+
+    Args:
+        trait: The trait.
+        statistics: Of both poles.
+        measurement: What the measurement says of itself.
+        method: The thresholds.
+        gamma: The dose that the shifts are made with.
+
+    Raises:
+        NptiError: If a pole has no neuron.
+    """
+    poles = {}
+    for pole in Pole:
+        neurons = select(statistics[pole], statistics[pole.opposite], method, gamma)
+        if not len(neurons):
+            raise NptiError(
+                f"{trait}: no neuron fires more at the {pole} pole, so the personas made no difference; use other "
+                "personas or a larger chat model."
+            )
+        poles[pole] = PoleRecord(neurons, gamma, method)
+    sure = reliability(statistics, method, measurement.curve[-1].questions)
+    identification = Identification(
+        questions_sha256=measurement.source.questions_sha256,
+        personas_sha256=measurement.source.personas_sha256,
+        transcripts=measurement.transcripts,
+        tokens={str(pole): of_pole.whole.tokens for pole, of_pole in statistics.items()},
+        seed=measurement.source.seed,
+        split_half_reliability=sure.split_half,
+        selection_overlap=sure.overlap,
+        delta_margin=sure.margin,
+        versions=measurement.versions,
+    )
+    return TraitRecord(trait, poles, identification)
+
+
+def read_measured(files: TraitFiles) -> tuple[Statistics, Measurement, BaseModel]:
+    """The statistics that lie beside an adapter, what the measurement says of itself, and the model they are of.
+
+    Raises:
+        NptiError: If they are not there, broken, or not of one measurement.
+    """
+    measurement = read_measurement(files.measurement)
+    statistics: Statistics = {}
+    models = []
+    for pole in Pole:
+        path = files.statistics(pole)
+        statistics[pole], model = read_statistics(path, files.trait, pole)
+        models.append(model)
+        if file_sha256(path) != measurement.statistics_sha256.get(pole):
+            raise NptiError(f"{path} is not the file that {files.measurement.name} names; measure again.")
+    if not measurement.curve or models[0] != models[1]:
+        raise NptiError(f"{files.measurement} and the statistics beside it are not of one measurement; measure again.")
+    return statistics, measurement, models[0]
+
+
+def open_adapter(folder: Path, base_model: BaseModel, names: Sequence[str]) -> PersonalityAdapter:
+    """The adapter that a folder holds, or an empty one; what a killed run left half-renamed is put right.
+
+    Args:
+        folder: The adapter's folder.
+        base_model: The model that it must be of.
+        names: The traits that are about to be written; one of these may be broken, and is left out then.
+
+    Raises:
+        NptiError: If it holds the adapter of another base model, is broken in another trait, or cannot be written.
+    """
+    adapter = PersonalityAdapter(base_model, {})
+    if (folder / "config.json").exists():
+        there = read_base_model(folder)
+        if replace(there, revision=base_model.revision) != base_model:
+            raise NptiError(
+                f"{folder} holds the adapter of another base model ({_named(there)}) than this one "
+                f"({_named(base_model)}); choose another --output, or remove that adapter."
+            )
+        adapter = _without_broken(folder, names)
+    probe = folder / ".write"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+        for left in folder.glob(".new-*"):  # files that were written beside their place when a run was killed
+            shutil.rmtree(left)
+    except OSError as error:
+        raise NptiError(f"{folder} cannot be written ({error.strerror}); choose another --output.") from None
+    return adapter
+
+
+def _without_broken(folder: Path, names: Sequence[str]) -> PersonalityAdapter:
+    """The adapter in a folder; traits that are about to be written anew may be broken and are left out then."""
+    try:
+        return PersonalityAdapter.from_pretrained(folder)
+    except NptiError:
+        config: Mapping[str, object] = json.loads((folder / "config.json").read_bytes())["traits"]
+        others = [name for name in config if name not in names]
+        if len(others) == len(config):
+            raise
+        return PersonalityAdapter.from_pretrained(folder, traits=others)
+
+
+def _named(model: BaseModel) -> str:
+    return f"{model.id}, {model.num_neurons} neurons, weights {(model.fingerprint or 'unknown')[:12]}"

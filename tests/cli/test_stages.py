@@ -1,0 +1,97 @@
+"""The commands elicit, measure and select, one after the other, on a tiny chat model on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from identify_process import TOKENIZER, chat_model, personas, questions
+
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.cli import main
+from npti_export.traits import Pole
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a model, questions and personas."""
+    folder = tmp_path_factory.mktemp("given")
+    chat_model().save_pretrained(folder / "tiny-chat")
+    TOKENIZER.save_pretrained(folder / "tiny-chat")
+    asked = [{"question": question.text, "facet": question.facet} for question in questions("openness", 14)]
+    described = [{"trait": p.trait, "pole": p.pole, "text": p.text} for p in personas("openness")]
+    for name, records in (("questions", asked), ("personas", described)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = [f"--{name}={folder / name}.jsonl" for name in ("questions", "personas")]
+    return ["--trait", "openness", "--model", str(folder / "tiny-chat"), *files]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+def test_one_after_the_other(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "adapter"
+    output = ["--output", str(folder)]
+    code, out, err = run(["elicit", *given, *output], capsys)
+    assert code == 0, err
+    assert "openness: high pole: " in out
+    assert "broken off of 14 answers; low pole:" in out
+    assert "answers in character: done" in err
+    assert len((folder / "transcripts" / "openness.jsonl").read_text().splitlines()) == 28
+
+    code, out, err = run(["measure", *given[:4], *output, "-q"], capsys)
+    assert code == 0, err
+    assert [line.split()[1:3] for line in out.splitlines()[:2]] == [["12", "questions"], ["14", "questions"]]
+    assert "reliability " in out
+
+    code, out, err = run(["select", *given[:4], *output, "--min-difference", "0.2", "--json"], capsys)
+    assert code == 0, err
+    rows = json.loads(out)["poles"]
+    adapter = PersonalityAdapter.from_pretrained(folder)
+    for row, pole in zip(rows, Pole, strict=True):
+        record = adapter.traits["openness"].poles[pole]
+        assert row["neurons"] == len(record.neurons) > 0
+        assert record.method.min_difference == 0.2
+        assert not record.calibrated
+        assert 0 <= row["selection_overlap"] <= 1
+        assert 0 < row["delta_margin"] < 1
+    code, out, err = run(["select", *given[:4], *output], capsys)
+    assert code == 0, err
+    assert "not calibrated" in out
+
+    code, out, err = run(["identify", *given, *output, "--batch-size", "32", "--json"], capsys)
+    assert code == 0, err
+    for row in json.loads(out)["poles"]:
+        assert row["questions"] == 14
+        assert row["answers"]["total"] == 14
+        assert set(row["answers"]) == {"total", "empty", "repeating", "broken_off"}
+    assert all(pole.calibrated for pole in PersonalityAdapter.from_pretrained(folder).traits["openness"].poles.values())
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| personality | overlap of the halves | margin of δ |" in card
+
+
+def test_without_the_stage_before_the_command_is_named(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, before in (("measure", "npti-export elicit --trait openness"), ("select", "npti-export measure")):
+        code, out, err = run([command, *given[:4], "--output", str(tmp_path)], capsys)
+        assert (code, out) == (1, "")
+        assert f"`{before}` writes" in err
+        assert err.splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", ["elicit", "measure", "select"])
+def test_wrong_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code, part in (
+        ([command], 2, "--all-traits"),
+        ([command, "--trait", "openess"], 1, "no trait 'openess'"),
+    ):
+        found, out, err = run(arguments, capsys)
+        assert (found, out) == (code, "")
+        assert part in err
