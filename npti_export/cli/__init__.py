@@ -13,11 +13,17 @@ from npti_export.errors import NptiError
 
 COMMANDS = {
     "identify": "Find the neurons of a trait in a chat model and write the adapter.",
+    "elicit": "First step of identify alone: have the model answer in character.",
+    "measure": "Second step alone: count what every neuron does on those answers.",
+    "select": "Third step alone: choose neurons, by other thresholds too.",
     "generate": "Answer one prompt with a personality.",
     "chat": "Talk to a model with a personality.",
+    "serve": "Serve a model with vLLM, a personality per request.",
     "eval": "Measure whether a personality works, beside its controls.",
+    "import-npti": "Turn published NPTI results into an adapter.",
     "inspect": "Show what an adapter holds.",
     "push": "Put an adapter on the Hugging Face Hub.",
+    "pull": "Fetch an adapter from the Hugging Face Hub.",
     "demo": "Run all of it on the bundled model.",
 }
 """Commands in the order in which one meets them, with the line that ``--help`` shows."""
@@ -32,7 +38,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"npti_export.cli.{cmd_name}").command
+        command = importlib.import_module(f"npti_export.cli.{cmd_name.replace('-', '_')}").command
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

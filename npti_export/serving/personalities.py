@@ -1,0 +1,181 @@
+"""What a server knows of its adapter: which personality a request asks for, which of its tokens are steered by it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.errors import NptiError
+from npti_export.steering.positions import GenerateCall, Positions, first_steered
+from npti_export.steering.tables import steering_rows
+from npti_export.traits import PersonalitySpec, Pole, Term
+
+REQUEST_FIELD = "personality"
+"""What the field of a request is called, in ``vllm_xargs`` over HTTP and in ``extra_args`` in Python."""
+
+MAX_SPEC_LENGTH = 1000
+"""Characters of a spec; five traits with strengths of four digits take 120. Strangers send specs to a server."""
+
+_SERVED_POSITIONS = (Positions.GENERATED, Positions.LAST_PROMPT, Positions.ALL)
+
+
+@dataclass(frozen=True)
+class RequestSteering:
+    """How one request is steered.
+
+    Args:
+        spec: Its personality, never neutral.
+        first: Index in the sequence of its first steered token; all from there on are.
+    """
+
+    spec: PersonalitySpec
+    first: int
+
+
+class ServedPersonalities:
+    """An adapter's personalities as requests ask for them, the same in every process of a server.
+
+    Args:
+        adapter: Where they come from.
+        default: The personality of requests that name none.
+        largest: The largest shift that the activation's dtype can hold.
+        presets: Names for personalities; a request may ask for one by its name.
+
+    Raises:
+        NptiError: If the default or a preset cannot be served.
+
+    >>> from npti_export.adapter.find import bundled_folder
+    >>> served = ServedPersonalities(PersonalityAdapter.from_pretrained(bundled_folder()))
+    >>> served.steering({"personality": "openness+"}, prompt_tokens=7)
+    RequestSteering(spec=PersonalitySpec(terms=(Term(trait='openness', ...),)), first=7)
+    >>> served.steering(None, prompt_tokens=7)
+    """
+
+    def __init__(
+        self,
+        adapter: PersonalityAdapter,
+        default: str | None = None,
+        largest: float = float(np.finfo(np.float32).max),
+        presets: Mapping[str, str] | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.presets: dict[str, PersonalitySpec] = {}
+        self._widths = [layer.total for layer in adapter.base_model.neurons_per_layer]
+        self._largest = largest
+        # A server sees the same few specs again and again; distinct ones beyond these are parsed anew.
+        self._parsed = lru_cache(maxsize=4096)(adapter.personality)
+        self._checked = lru_cache(maxsize=4096)(self._check)
+        for name, spec in (presets or {}).items():
+            self.presets[name] = self.check(spec)
+        self.default = self.check(default)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the adapter's contents, so that caches which outlive a server do not mix adapters."""
+        return hashlib.sha256(self.adapter.contents()["config.json"]).hexdigest()[:16]
+
+    @property
+    def poles(self) -> list[str]:
+        """Every pole of every trait, as a spec."""
+        return [
+            str(Term(name, pole)) for name, trait in self.adapter.traits.items() for pole in Pole if pole in trait.poles
+        ]
+
+    def check(self, asked: Any) -> PersonalitySpec:
+        """Reads what a request asks for and makes sure that it can be served.
+
+        Args:
+            asked: The value of the field ``personality``; None is neutral.
+
+        Raises:
+            NptiError: If it is no spec, its trait is not there, or it cannot be served; in one sentence.
+        """
+        if isinstance(asked, str) and len(asked) > MAX_SPEC_LENGTH:
+            raise NptiError(
+                f"The personality has {len(asked)} characters; at most {MAX_SPEC_LENGTH} are read, which is more than "
+                "all traits need."
+            )
+        spec = self._spec(asked)
+        if not spec.is_neutral:
+            self._checked(spec)
+        return spec
+
+    def steering(self, arguments: Mapping[str, Any] | None, prompt_tokens: int) -> RequestSteering | None:
+        """How a request is steered that :meth:`check` has let pass.
+
+        Args:
+            arguments: Its ``extra_args``.
+            prompt_tokens: How many tokens its prompt has.
+
+        Returns:
+            None if nothing of it is steered.
+        """
+        spec = self.default
+        if arguments and (asked := arguments.get(REQUEST_FIELD)) is not None:
+            spec = self._spec(asked)
+        if spec.is_neutral:
+            return None
+        first = first_steered(self._positions(spec), GenerateCall(1, prompt_tokens))
+        return None if first is None else RequestSteering(spec, first)
+
+    def block_key(
+        self, arguments: Mapping[str, Any] | None, prompt_tokens: int, start: int, end: int
+    ) -> tuple[str, str] | None:
+        """What a block of the prefix cache is told apart by beside its tokens.
+
+        Keys and values of a token depend on the personality from the first steered token on. Blocks before it are
+        shared by all personalities; the block that holds it also says where in it steering begins, because the same
+        tokens may be prompt in one request and generated in another. Later blocks are chained to it.
+
+        Args:
+            arguments: The request's ``extra_args``.
+            prompt_tokens: How many tokens its prompt has.
+            start: Index in the sequence of the block's first token.
+            end: One past its last.
+
+        Returns:
+            None for a block without steered tokens.
+        """
+        steering = self.steering(arguments, prompt_tokens)
+        if steering is None or end <= steering.first:
+            return None
+        return REQUEST_FIELD, f"{self.digest}:{steering.spec}:{max(steering.first - start, 0)}"
+
+    def _spec(self, asked: Any) -> PersonalitySpec:
+        if not isinstance(asked, str):
+            return self.adapter.personality(asked)
+        return self.presets.get(asked) or self._parsed(asked)
+
+    def _positions(self, spec: PersonalitySpec) -> Positions:
+        term = spec.terms[0]
+        return Positions.named(self.adapter.traits[term.trait].poles[term.pole].positions)
+
+    def _check(self, spec: PersonalitySpec) -> None:
+        """All that could go wrong when the personality is written into the tables, before a request gets that far."""
+        records = [self.adapter.traits[term.trait].poles[term.pole] for term in spec.terms]
+        if len({record.positions for record in records}) > 1:
+            raise NptiError(
+                f"Personality {str(spec)!r}: the adapter's poles ask for different positions "
+                f"({', '.join(sorted({record.positions for record in records}))}); use them one at a time."
+            )
+        if self._positions(spec) not in _SERVED_POSITIONS:
+            raise NptiError(
+                f"Personality {str(spec)!r}: positions {records[0].positions!r} cannot be served by vLLM in this "
+                f"release; {', '.join(_SERVED_POSITIONS)} can."
+            )
+        if any(record.dropout for record in records):
+            raise NptiError(f"Personality {str(spec)!r}: the adapter asks for dropout, which a server does not draw.")
+        rows = steering_rows(self.adapter, spec, self._widths)
+        if not any(np.isfinite(row.cap).any() or row.shift.any() for row in rows):
+            raise NptiError(f"The personality {str(spec)!r} would do nothing: the adapter moves no neurons for it.")
+        if any(np.abs(row.shift).max(initial=0.0) > self._largest for row in rows):
+            raise NptiError(
+                f"Personality {str(spec)!r}: its shifts do not fit the model's activations (at most "
+                f"{self._largest:g}); lower the strength."
+            )

@@ -1,0 +1,190 @@
+"""The feed-forward activations of a model that vLLM has loaded: found by structure, one a layer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npti_export.adapter.base_model import BaseModel, LayerNeurons
+from npti_export.adapter.find import id_of_model_name
+from npti_export.errors import NptiError
+from npti_export.steering.sites import FINGERPRINT_WEIGHTS, Site
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_EXPERTS = re.compile(r"FusedMoE|MoERunner|Experts")
+
+
+@dataclass(frozen=True)
+class ServedSite:
+    """The activation of one feed-forward layer, of which this process may hold a slice.
+
+    Args:
+        site: Where it is; its width is that of the slice.
+        function: The non-linearity, of a gated layer that of the gate half.
+        first: Index of the slice's first neuron in the layer.
+        whole: How many neurons the layer has.
+    """
+
+    site: Site
+    function: Callable[[Tensor], Tensor]
+    first: int
+    whole: int
+
+
+def find_served_sites(model: nn.Module, dtype: torch.dtype, device: torch.device) -> list[ServedSite]:
+    """Finds the activation of every feed-forward layer.
+
+    Args:
+        model: The model as vLLM has loaded it.
+        dtype: Of its activations.
+        device: Where it runs.
+
+    Returns:
+        One site a layer, in the order of the layers.
+
+    Raises:
+        NptiError: If a layer is not understood; the module is named.
+    """
+    found: dict[int, ServedSite] = {}
+    for name, module in model.named_modules():
+        if _EXPERTS.search(" ".join(kind.__name__ for kind in type(module).__mro__)):
+            raise NptiError(
+                f"{type(model).__name__} cannot be served with personalities: {name} is a mixture of experts, whose "
+                "fused kernels go round the edit; dense models can."
+            )
+        layer = _LAYER.search(f"{name}.")
+        if layer is None:
+            continue
+        site = _site(name, module, int(layer[1]), dtype, device)
+        if site is None:
+            continue
+        if site.site.layer in found:
+            raise NptiError(
+                f"{type(model).__name__} cannot be served with personalities: layer {site.site.layer} has two "
+                f"feed-forward blocks, {found[site.site.layer].site.name} and {site.site.name}."
+            )
+        found[site.site.layer] = site
+    if not found or sorted(found) != list(range(len(found))):
+        raise NptiError(
+            f"{type(model).__name__} cannot be served with personalities: feed-forward blocks of a wide and a narrow "
+            f"map with an activation between them were found in the layers {sorted(found)}, one in each was expected."
+        )
+    return [found[layer] for layer in sorted(found)]
+
+
+def describe_served_model(sites: list[ServedSite], model_config: Any) -> BaseModel:
+    """What the adapter is held against: the shape that was found and, on the first rank, the fingerprint.
+
+    Args:
+        sites: Of all layers.
+        model_config: vLLM's.
+    """
+    text = model_config.hf_text_config
+    activation = getattr(text, "hidden_act", None) or getattr(text, "activation_function", "unknown")
+    return BaseModel(
+        id=id_of_model_name(str(model_config.model)),
+        revision=None,
+        model_type=model_config.hf_config.model_type,
+        num_layers=len(sites),
+        neurons_per_layer=tuple(LayerNeurons(dense=site.whole) for site in sites),
+        activation=str(activation),
+        gated=all(site.site.gated for site in sites),
+        fingerprint=_fingerprint(sites),
+    )
+
+
+def _site(name: str, module: nn.Module, layer: int, dtype: torch.dtype, device: torch.device) -> ServedSite | None:
+    """The activation that a module holds beside a wide and a narrow map, if it is such a module."""
+    from vllm.model_executor.layers.linear import (
+        ColumnParallelLinear,
+        MergedColumnParallelLinear,
+        QKVParallelLinear,
+        RowParallelLinear,
+    )
+
+    wide: Any = None
+    narrow: Any = None
+    activations: list[tuple[str, nn.Module]] = []
+    for key, child in module.named_children():
+        linear = getattr(child, "base_layer", child)  # a LoRA stands around the map
+        if isinstance(linear, QKVParallelLinear):
+            return None
+        if isinstance(linear, ColumnParallelLinear):
+            wide = linear
+        elif isinstance(linear, RowParallelLinear):
+            narrow = linear
+        elif _may_be_activation(child):
+            activations.append((key, child))
+        else:
+            return None  # a layer that holds the maps among its other parts cannot be tried by itself
+    if wide is None or narrow is None or len(activations) != 1:
+        return None
+    key, activation = activations[0]
+    gated = isinstance(wide, MergedColumnParallelLinear)
+    function = _gate_function(activation) if gated else _plain_function(activation)
+    if function is None:
+        raise NptiError(
+            f"{name}.{key} is {type(activation).__name__}, which cannot be served with personalities; SiluAndMul and "
+            "GeluAndMul can, and in layers without a gate plain activations."
+        )
+    width, whole = int(narrow.input_size_per_partition), int(narrow.input_size)
+    site = Site(
+        layer,
+        f"{name}.{key}",
+        module,
+        key,
+        width,
+        wide,
+        gated=gated,
+        dtype=dtype,
+        device=device,
+    )
+    return ServedSite(site, function, first=width * int(narrow.tp_rank) if width < whole else 0, whole=whole)
+
+
+def _gate_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The non-linearity that a gate-first activation of vLLM applies to its first half."""
+    from vllm.model_executor.layers.activation import GeluAndMul, SiluAndMul
+
+    if type(activation) is SiluAndMul:
+        return nn.functional.silu
+    if type(activation) is GeluAndMul:
+        return nn.GELU(approximate=str(activation.approximate))
+    return None
+
+
+def _plain_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The activation itself, if it maps every number on its own."""
+    kind = type(activation)
+    if kind.__module__.startswith("torch.nn.modules.activation"):
+        return activation
+    if kind.__module__ == "vllm.model_executor.layers.activation" and not kind.__name__.endswith(("Mul", "MulSparse")):
+        return activation
+    return None
+
+
+def _may_be_activation(module: nn.Module) -> bool:
+    """An activation has no parts and no parameters, and neither dropout nor the identity is one."""
+    if isinstance(module, nn.Dropout | nn.Identity):
+        return False
+    return not list(module.children()) and not list(module.parameters())
+
+
+def _fingerprint(sites: list[ServedSite]) -> str | None:
+    """SHA-256 over the first gate weights as the adapter records it; None where they are sharded away or packed."""
+    digest = hashlib.sha256()
+    for site in sites:
+        weight = getattr(site.site.gate, "weight", None)
+        if site.first or not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+            return None
+        if weight.numel() < FINGERPRINT_WEIGHTS or weight.shape[0] != site.site.width * (1 + site.site.gated):
+            return None
+        first = weight.detach().flatten()[:FINGERPRINT_WEIGHTS].to(device="cpu", dtype=torch.bfloat16)
+        digest.update(first.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

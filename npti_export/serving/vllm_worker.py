@@ -1,0 +1,154 @@
+"""A worker of vLLM: the tables are put into the loaded model, and before each step every token gets its row."""
+
+from __future__ import annotations
+
+import logging
+from functools import wraps
+from typing import Any
+
+import torch
+
+from npti_export.errors import NptiError
+from npti_export.serving.activation import ServedActivation
+from npti_export.serving.personalities import ServedPersonalities
+from npti_export.serving.settings import ServingSettings
+from npti_export.serving.slots import PersonalitySlots, TokenSlots
+from npti_export.serving.vllm_sites import ServedSite, describe_served_model, find_served_sites
+from npti_export.steering.tables import SteeringRow, SteeringTables, steering_rows
+from npti_export.traits import PersonalitySpec
+
+logger = logging.getLogger("vllm.npti_export")
+
+CONFIG_KEY = "npti_export"
+"""Under which the layout stands in vLLM's ``additional_config``, which enters the key of its cache of compiled graphs:
+a graph that was compiled without tables must never serve a steered model, nor one with tables of another length."""
+
+
+def wrap_worker(settings: ServingSettings) -> None:
+    """Lets every worker that is made from now on steer its model.
+
+    Args:
+        settings: The server's.
+    """
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    # Not init_worker: a worker process loads its plugins within that call, which is then under way already.
+    original = WorkerWrapperBase.init_device
+
+    @wraps(original)
+    def init_device(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        worker = self.worker
+        check_parallelism(worker.vllm_config)
+        served = settings.personalities(worker.vllm_config.model_config.dtype)
+        load = worker.load_model
+
+        @wraps(load)
+        def load_model(*given: Any, **named: Any) -> Any:
+            loaded = load(*given, **named)
+            steer_runner(worker.model_runner, served)
+            return loaded
+
+        worker.load_model = load_model
+        return original(self, *arguments, **keywords)
+
+    WorkerWrapperBase.init_device = init_device
+
+
+def check_parallelism(vllm_config: Any) -> None:
+    """Notes the layout for the cache of compiled graphs, and refuses what would split a step's tokens or the layers.
+
+    Raises:
+        NptiError: With the option that is in the way.
+    """
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        raise NptiError(
+            "Personalities are not served with --pipeline-parallel-size above 1 in this release; use "
+            "--tensor-parallel-size."
+        )
+    if getattr(parallel, "enable_dbo", False):
+        raise NptiError("Personalities are not served with --enable-dbo, which splits a step; leave it out.")
+    if not isinstance(vllm_config.additional_config, dict):
+        raise NptiError("Personalities are not served where --additional-config is no JSON object; leave it out.")
+    vllm_config.additional_config[CONFIG_KEY] = {"slots": slot_count(vllm_config)}
+
+
+def slot_count(vllm_config: Any) -> int:
+    """Rows of the tables: neutral and one for every request that a step can hold, so that none has to wait."""
+    return int(vllm_config.scheduler_config.max_num_seqs) + 1
+
+
+def steer_runner(runner: Any, served: ServedPersonalities) -> None:
+    """Puts the tables into a runner's model and has its steps announce themselves.
+
+    Args:
+        runner: vLLM's model runner, its model loaded and not yet compiled.
+        served: The server's personalities.
+
+    Raises:
+        NptiError: If the adapter does not fit the model, or the model would go round the edit.
+    """
+    config = runner.vllm_config
+    sites = find_served_sites(runner.get_model(), config.model_config.dtype, runner.device)
+    widths = [site.whole for site in sites]
+    if warning := served.adapter.base_model.check_fit(describe_served_model(sites, config.model_config)):
+        logger.warning("npti-export: %s.", warning)
+    tokens = TokenSlots(runner.max_num_tokens, runner.device)
+    count = slot_count(config)
+    tables = [SteeringTables(site.site, count) for site in sites]
+
+    def fill(slot: int, spec: PersonalitySpec) -> None:
+        for site, own, row in zip(sites, tables, steering_rows(served.adapter, spec, widths), strict=True):
+            own.fill(slot, SteeringRow(row.cap[_slice(site)], row.shift[_slice(site)]))
+
+    for site, own in zip(sites, tables, strict=True):
+        steered = ServedActivation(site.function, site.site.gated, own, tokens.buffer)
+        setattr(site.site.owner, site.site.attribute, steered)
+    prove(sites, tables, tokens)
+    slots = PersonalitySlots(count, fill)
+    prepare = runner._prepare_inputs
+
+    @wraps(prepare)
+    def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+        prepared = prepare(scheduler_output, num_scheduled_tokens)
+        total = scheduler_output.total_num_scheduled_tokens
+        requests = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
+        steerings = [
+            None
+            if request.sampling_params is None
+            else served.steering(request.sampling_params.extra_args, request.num_prompt_tokens)
+            for request in requests
+        ]
+        tokens.write(steerings, slots, runner.req_indices.gpu[:total], runner.positions[:total])
+        return prepared
+
+    runner._prepare_inputs = prepare_inputs
+    megabytes = sum(own.cap.nbytes + own.shift.nbytes for own in tables) / 2**20
+    logger.info("npti-export steers %d layers; %d personalities a step, %.0f MiB.", len(sites), count - 1, megabytes)
+
+
+@torch.inference_mode()
+def prove(sites: list[ServedSite], tables: list[SteeringTables], tokens: TokenSlots) -> None:
+    """Sends one token through every feed-forward block, neutral and shifted; the block must answer differently.
+
+    Raises:
+        NptiError: If one does not, because a fused kernel goes round its activation.
+    """
+    for site, own in zip(sites, tables, strict=True):
+        hidden = int(site.site.gate.input_size)  # type: ignore[arg-type]
+        token = torch.ones(1, hidden, dtype=site.site.dtype, device=site.site.device)
+        neutral = site.site.owner(token.clone())
+        own.shift[1].fill_(1.0)
+        tokens.buffer[0] = 1
+        shifted = site.site.owner(token.clone())
+        tokens.buffer[0] = 0
+        own.shift[1].fill_(-0.0)
+        if torch.equal(neutral, shifted):
+            raise NptiError(
+                f"The activation {site.site.name} was replaced and the layer goes round it (a fused or quantised "
+                "kernel), so nothing would be steered; serve without it."
+            )
+
+
+def _slice(site: ServedSite) -> slice:
+    return slice(site.first, site.first + site.site.width)
