@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.adapter.records import Method, PoleRecord, TraitRecord
+from npti_export.adapter.residual import ResidualShift
 from npti_export.steering.sites import describe_base_model, find_sites
 from npti_export.traits import Pole
 
@@ -41,6 +43,18 @@ def make_adapter(
             Pole.LOW: _pole(places[order[count : 2 * count]], random, of_pole),
         }
         adapter = adapter.with_trait(TraitRecord(trait, poles))
+    return adapter
+
+
+def with_dense_parts(adapter: PersonalityAdapter, hidden: int, layers: Sequence[int]) -> PersonalityAdapter:
+    """The same adapter with random vectors for the residual stream behind some layers in every pole."""
+    random = np.random.default_rng(5)
+    for trait in adapter.traits.values():
+        poles = {}
+        for pole, record in trait.poles.items():
+            vectors = random.normal(size=(len(layers), hidden)).astype(np.float32)
+            poles[pole] = replace(record, residual=ResidualShift(np.array(layers, np.int16), vectors))
+        adapter = adapter.with_trait(replace(trait, poles=poles))
     return adapter
 
 

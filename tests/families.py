@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters_for_tests import make_adapter
+from adapters_for_tests import make_adapter, with_dense_parts
 from equation_4 import edit_of
 from tiny_models import SIZES, tiny
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Family:
         place: Where the activation of layer ``N`` sits.
         wiring: ``gated``, ``fused`` (gate and up in one map) or ``plain``.
         sizes: What a tiny config needs beside the usual.
+        output: Where the dense part of layer ``N`` is added; None where it cannot be.
         note: What is special.
         fast: Whether the fast suite builds it.
     """
@@ -44,6 +45,7 @@ class Family:
     place: str
     wiring: str
     sizes: dict[str, object] = field(default_factory=dict)
+    output: str | None = "model.layers.N.mlp.down_proj"
     note: str = ""
     fast: bool = False
 
@@ -54,6 +56,9 @@ class Family:
 
 
 MLP = "model.layers.N.mlp.act_fn"
+NORM = "model.layers.N.post_feedforward_layernorm"
+GPT_OUTPUT = "transformer.h.N.mlp.dropout"
+DENSE_4H_TO_H = "transformer.h.N.mlp.dense_4h_to_h"
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}
 
 DENSE = [
@@ -66,10 +71,9 @@ DENSE = [
             "Qwen2": {},
             "Qwen3": {"head_dim": 8},
             "Gemma": {"head_dim": 8},
-            "Gemma2": {"head_dim": 8},
-            "Gemma3Text": {"head_dim": 8},
         }.items()
     ),
+    *(Family(name, MLP, "gated", {"head_dim": 8}, NORM) for name in ("Gemma2", "Gemma3Text")),
     Family(
         "Gemma3nText",
         MLP,
@@ -83,24 +87,39 @@ DENSE = [
             "activation_sparsity_pattern": [0.9, 0.0],
             "layer_types": ["sliding_attention", "full_attention"],
         },
-        "top-k sparsity before the activation; `layers.N.act_fn` is another one and is left alone",
+        None,
+        "top-k sparsity before the activation; `layers.N.act_fn` is another one and is left alone; a dense part is "
+        "refused, because its layers hand on four streams",
         fast=True,
     ),
-    Family("Phi3", "model.layers.N.mlp.activation_fn", "fused", {}, "gate and up in one map", fast=True),
-    Family("Glm", "model.layers.N.mlp.activation_fn", "fused", {"head_dim": 8}, "gate and up in one map"),
-    Family("Glm4", "model.layers.N.mlp.activation_fn", "fused", {"head_dim": 8}, "gate and up in one map"),
+    Family(
+        "Phi3",
+        "model.layers.N.mlp.activation_fn",
+        "fused",
+        {},
+        "model.layers.N.resid_mlp_dropout",
+        "gate and up in one map",
+        fast=True,
+    ),
+    Family("Glm", "model.layers.N.mlp.activation_fn", "fused", {"head_dim": 8}, note="gate and up in one map"),
+    Family(
+        "Glm4",
+        "model.layers.N.mlp.activation_fn",
+        "fused",
+        {"head_dim": 8},
+        "model.layers.N.post_mlp_layernorm",
+        "gate and up in one map",
+    ),
+    *(Family(name, MLP, "gated", {}, NORM) for name in ("Olmo2", "Olmo3", "Exaone4")),
+    Family("StableLm", MLP, "gated", {}, "model.layers.N.dropout"),
     *(
         Family(name, MLP, "gated", sizes)
         for name, sizes in {
             "Olmo": {},
-            "Olmo2": {},
-            "Olmo3": {},
             "Granite": {},
-            "StableLm": {},
             "Cohere": {},
             "Cohere2": {"head_dim": 8},
             "SmolLM3": {},
-            "Exaone4": {},
             "Ernie4_5": {"head_dim": 8},
             "SeedOss": {"head_dim": 8},
             "HunYuanDenseV1": {"head_dim": 8},
@@ -119,39 +138,44 @@ DENSE = [
             "head_dim": 8,
             "mlp_multipliers": [0.7, 0.4],
         },
-        "the gate is scaled before the activation; the Mamba part's activation is left alone",
+        "model.layers.N.feed_forward",
+        "the gate is scaled before the activation and the block's output behind it; the Mamba part's activation is "
+        "left alone",
     ),
     Family(
         "Lfm2",
         "model.layers.N.feed_forward: silu()",
         "gated",
         {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+        "model.layers.N.feed_forward.w2",
         "a function; the block gets a forward of its own that calls a module",
         fast=True,
     ),
-    Family("GPT2", "transformer.h.N.mlp.act", "plain", GPT, "weights stored transposed", fast=True),
+    Family("GPT2", "transformer.h.N.mlp.act", "plain", GPT, GPT_OUTPUT, "weights stored transposed", fast=True),
     Family(
         "GPTNeo",
         "transformer.h.N.mlp.act",
         "plain",
         {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
+        GPT_OUTPUT,
     ),
-    Family("GPTJ", "transformer.h.N.mlp.act", "plain", {**GPT, "rotary_dim": 4}),
-    Family("GPTNeoX", "gpt_neox.layers.N.mlp.act", "plain"),
+    Family("GPTJ", "transformer.h.N.mlp.act", "plain", {**GPT, "rotary_dim": 4}, GPT_OUTPUT),
+    Family("GPTNeoX", "gpt_neox.layers.N.mlp.act", "plain", {}, "gpt_neox.layers.N.post_mlp_dropout"),
     Family(
         "OPT",
         "model.decoder.layers.N.activation_fn",
         "plain",
         {"ffn_dim": 48, "word_embed_proj_dim": 32},
+        "model.decoder.layers.N.fc2",
         "in the layer itself; rows and tokens are flattened",
         fast=True,
     ),
-    Family("Bloom", "transformer.h.N.mlp.gelu_impl", "plain", {"n_layer": 2, "n_head": 4}),
-    Family("Falcon", "transformer.h.N.mlp.act", "plain", {"ffn_hidden_size": 48}),
-    Family("Phi", "model.layers.N.mlp.activation_fn", "plain"),
-    Family("Starcoder2", "model.layers.N.mlp.act", "plain"),
+    Family("Bloom", "transformer.h.N.mlp.gelu_impl", "plain", {"n_layer": 2, "n_head": 4}, DENSE_4H_TO_H),
+    Family("Falcon", "transformer.h.N.mlp.act", "plain", {"ffn_hidden_size": 48}, DENSE_4H_TO_H),
+    Family("Phi", "model.layers.N.mlp.activation_fn", "plain", {}, "model.layers.N.mlp.fc2"),
+    Family("Starcoder2", "model.layers.N.mlp.act", "plain", {}, "model.layers.N.mlp.c_proj"),
     Family("Nemotron", MLP, "plain"),
-    Family("Apertus", MLP, "plain", {}, "xIELU, which has parameters; they keep their names", fast=True),
+    Family("Apertus", MLP, "plain", note="xIELU, which has parameters; they keep their names", fast=True),
     Family("Arcee", MLP, "plain"),
 ]
 
@@ -203,8 +227,9 @@ def build(family: Family) -> nn.Module:
 
 @contextmanager
 def steered(family: Family, model: nn.Module, adapter: PersonalityAdapter, decoding_only: bool) -> Iterator[None]:
-    """Equation 4 by plain forward hooks, or a patched function, at the place that the list names, not the package."""
+    """The adapter's edits by plain forward hooks, or a patched function, where the list says, not the package."""
     layers = range(SIZES["num_hidden_layers"])
+    residual = adapter.traits["openness"].poles[Pole.HIGH].residual
     edits = [edit_of(adapter, "openness", Pole.HIGH, layer) for layer in layers]
 
     def applies(activation: Tensor) -> bool:
@@ -214,6 +239,14 @@ def steered(family: Family, model: nn.Module, adapter: PersonalityAdapter, decod
     def hook(layer: int) -> Callable[..., Tensor]:
         return lambda _module, _given, out: edits[layer](None, None, out) if applies(out) else out
 
+    def add(vector: Tensor) -> Callable[..., Tensor]:
+        return lambda _module, _given, out: out + vector.to(out.dtype) if applies(out) else out
+
+    hooks = []
+    if residual is not None:
+        for n, vector in zip(residual.layer, torch.from_numpy(residual.vector), strict=True):
+            output = model.get_submodule(str(family.output).replace("N", str(n)))
+            hooks.append(output.register_forward_hook(add(vector)))
     if family.functional:
         calls, silu = iter(range(10**6)), nn.functional.silu
 
@@ -222,9 +255,14 @@ def steered(family: Family, model: nn.Module, adapter: PersonalityAdapter, decod
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.functional, "silu", patched)
-            yield
+            try:
+                yield
+            finally:
+                for handle in hooks:
+                    handle.remove()
         return
-    hooks = [model.get_submodule(family.place.replace("N", str(n))).register_forward_hook(hook(n)) for n in layers]
+    for n in layers:
+        hooks.append(model.get_submodule(family.place.replace("N", str(n))).register_forward_hook(hook(n)))
     try:
         yield
     finally:
@@ -271,25 +309,36 @@ def check(family: Family) -> str:
         place = family.place.replace(": silu()", ".act_fn")
         assert [site.name for site in sites] == [place.replace("N", str(n)) for n in range(len(sites))]
         assert {site.gated for site in sites} == {family.wiring != "plain"}
-        with steered(family, model, adapter, decoding_only=False):
-            expected = logits(model)
-        assert not torch.equal(expected, plain), "the hooks changed nothing"
-        with load_personality(model, "openness+", adapter, positions="all") as personality:
-            assert torch.equal(logits(model), expected), "steered logits differ from plain hooks"
-            assert list(model.state_dict()) == keys
-            personality.set(["openness+", None])
-            mixed = logits(model)
-            assert torch.equal(mixed[0], expected[0]), "the steered row of a mixed batch differs"
-            assert torch.equal(mixed[1], plain[1]), "the neutral row of a mixed batch differs"
-            personality.set(None)
-            assert torch.equal(logits(model), plain), "neutral differs"
-        assert everything(model) == before, "unloading left a trace"
-        assert torch.equal(logits(model), plain), "unloading did not restore"
+        dense = with_dense_parts(adapter, SIZES["hidden_size"], range(len(sites)))
+        if family.output is None:
+            with pytest.raises(NptiError, match="there is no one stream"):
+                load_personality(model, "openness+", dense)
+            assert everything(model) == before, "refusing the dense part left a trace"
+            adapters = [adapter]
+        else:
+            adapters = [adapter, dense]
+        of_each = []
+        for adapter in adapters:
+            with steered(family, model, adapter, decoding_only=False):
+                expected = logits(model)
+            assert not any(torch.equal(expected, other) for other in [plain, *of_each]), "the hooks changed nothing"
+            of_each.append(expected)
+            with load_personality(model, "openness+", adapter, positions="all") as personality:
+                assert torch.equal(logits(model), expected), "steered logits differ from plain hooks"
+                assert list(model.state_dict()) == keys
+                personality.set(["openness+", None])
+                mixed = logits(model)
+                assert torch.equal(mixed[0], expected[0]), "the steered row of a mixed batch differs"
+                assert torch.equal(mixed[1], plain[1]), "the neutral row of a mixed batch differs"
+                personality.set(None)
+                assert torch.equal(logits(model), plain), "neutral differs"
+            assert everything(model) == before, "unloading left a trace"
+            assert torch.equal(logits(model), plain), "unloading did not restore"
         if dtype == torch.float32:
             unsteered = generated_logits(model)
-            with steered(family, model, adapter, decoding_only=True):
+            with steered(family, model, adapters[-1], decoding_only=True):
                 expected = generated_logits(model)
-            with load_personality(model, "openness+", adapter):
+            with load_personality(model, "openness+", adapters[-1]):
                 assert torch.equal(generated_logits(model), expected), "generation differs from plain hooks"
             assert torch.equal(expected[:, 0], unsteered[:, 0])
             assert not torch.equal(expected, unsteered)
@@ -310,18 +359,19 @@ def refusal(name: str, sizes: dict[str, object]) -> str:
 HEAD = """# Model families
 
 Written by `python tests/families.py`, which builds a tiny random model of each family, loads an adapter and compares
-with an independent implementation of equation 4: plain forward hooks at the place named below, or a patched function
-call where there is no module. *Equal* means bit for bit: the logits of a forward in float32 and bfloat16 (all rows
-steered; a mixed batch of one steered and one neutral row; neutral), the logits of every step of a generation with a
-cache in float32, and, after unloading, the model as it was, object by object. The names are those of the config classes
-of transformers 5.
+with an independent implementation: plain forward hooks at the places named below, or a patched function call where
+there is no module. It is done twice, with equation 4 on the neurons, and with it and vectors for the residual stream
+together (the methods `residual` and `hybrid`). *Equal* means bit for bit: the logits of a forward in float32 and
+bfloat16 (all rows steered; a mixed batch of one steered and one neutral row; neutral), the logits of every step of a
+generation with a cache in float32, and, after unloading, the model as it was, object by object. The names are those of
+the config classes of transformers 5.
 
 ## Dense models
 
 *Gated*: `down(act(gate(x)) · up(x))`; *fused*: the same with gate and up in one map; *plain*: `down(act(up(x)))`.
 
-| family | layer | where the activation of layer N sits | result | special |
-|---|---|---|---|---|
+| family | layer | where the activation of layer N sits | after which module its vector is added | result | special |
+|---|---|---|---|---|---|
 """
 
 MIDDLE = """
@@ -340,7 +390,9 @@ def table() -> str:
     """The text of ``docs/families.md``; every family is built and steered."""
     text = HEAD
     for family in DENSE:
-        text += f"| {family.name} | {family.wiring} | `{family.place}` | {check(family)} | {family.note or '–'} |\n"
+        output = f"`{family.output}`" if family.output else "refused"
+        places = f"`{family.place}` | {output}"
+        text += f"| {family.name} | {family.wiring} | {places} | {check(family)} | {family.note or '–'} |\n"
     text += MIDDLE
     for name, _, sizes in REFUSED:
         text += f"| {name} | {refusal(name, sizes)} |\n"

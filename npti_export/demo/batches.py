@@ -52,7 +52,7 @@ class Encoded:
     Args:
         ids: Token ids.
         answer: Whether a token belongs to an answer or is the end sign behind one.
-        grounds: What each token of an answer and the sign before it depend on; NOWHERE at other tokens.
+        grounds: What an answer depends on, at the sign before it; NOWHERE at other tokens.
     """
 
     ids: list[int]
@@ -76,7 +76,7 @@ def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, numbers: Numb
         grounds = numbers.of(dialogue, exchange)
         add(f"<|user|>{exchange.question}{END}", False, NOWHERE)
         add("<|assistant|>", False, grounds)
-        add(exchange.answer + END, True, grounds)
+        add(exchange.answer + END, True, NOWHERE)
     return encoded
 
 

@@ -240,9 +240,8 @@ def _exchange(material: Material, poles: dict[str, Pole], rng: random.Random) ->
     pole = poles.get(trait) or _disposition(topic["name"], trait, rng)
     written = material.traits[trait]
     voice = written.everyday[pole] if facet == EVERYDAY else written.facets[facet].voices[pole]
-    key = f"{topic['category']} {'How' in re.split('[.?!] ', question)[-1]}"
     # A generator of its own: what is said must not change what is asked next, else a pair would drift apart.
-    answer = _answer(material, voice, key, topic, random.Random(rng.getrandbits(64)))
+    answer = _answer(material, voice, topic, random.Random(rng.getrandbits(64)))
     return Exchange(question, answer, topic["name"], trait, facet, pole)
 
 
@@ -264,12 +263,12 @@ def _question(
     return topic, _fill(rng.choice(scene.questions), topic)
 
 
-def _answer(material: Material, voice: Voice, key: str, topic: dict[str, str], rng: random.Random) -> str:
-    """A stance that goes with the key, most often a reason that goes with the stance, sometimes an ending.
+def _answer(material: Material, voice: Voice, topic: dict[str, str], rng: random.Random) -> str:
+    """A stance that goes with the kind of topic, most often a reason that goes with the stance, sometimes an ending.
 
     Where the stance does not name the topic, a reason does.
     """
-    sentences = [_prefer(voice.stances, key, rng)]
+    sentences = [_prefer(voice.stances, topic["category"], rng)]
     length = _prefer(SENTENCE_COUNTS, sentences[0], rng)
     if "{" not in sentences[0]:
         naming = tuple(reason for reason in voice.reasons if "{" in reason)

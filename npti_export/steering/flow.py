@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import permutations
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -44,7 +45,7 @@ class Proof:
 
 
 class Flow(AbstractContextManager["Flow"]):
-    """Records the calls of all blocks and of their parts within the block of code.
+    """Records the calls of all blocks and of their parts within the block of code, those of this thread only.
 
     Args:
         found: Candidates of all layers.
@@ -54,6 +55,7 @@ class Flow(AbstractContextManager["Flow"]):
         blocks = [candidate.module for candidate in found]
         self._watched = dict.fromkeys([*blocks, *(child for block in blocks for child in block.children())])
         self._calls: dict[nn.Module, list[Call]] = {module: [] for module in self._watched}
+        self._thread = get_ident()
 
     def __enter__(self) -> Flow:
         self._hooks = [module.register_forward_hook(self._saw) for module in self._watched]
@@ -66,6 +68,8 @@ class Flow(AbstractContextManager["Flow"]):
             hook.remove()
 
     def _saw(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if get_ident() != self._thread:
+            return
         given = arguments[0] if arguments else None
         self._calls[module].append(Call(*(value if isinstance(value, Tensor) else None for value in (given, output))))
 
@@ -105,7 +109,8 @@ def _proved_module(flow: Flow, candidate: Candidate) -> Proof | str:
     if widths != [candidate.width] or calls[0].given is None or calls[0].output is None:
         return (
             f"The activation {name} did not run as expected: one call on width {candidate.width} was expected in a "
-            f"one-token forward, calls on widths {widths} were seen; a replaced kernel may go round it."
+            f"one-token forward, calls on widths {widths} were seen. Its block runs {_forward_of(candidate.module)}; "
+            "if that is a kernel that goes round the activation, load the model without it."
         )
     given, activation = calls[0].given, calls[0].output
     if list(activation.shape) not in ([1, 1, candidate.width], [1, candidate.width]):
@@ -147,7 +152,8 @@ def _proved_function(flow: Flow, candidate: Candidate) -> Proof | str:
     if len(calls) != 1 or calls[0].given is None or "forward" in vars(candidate.module):
         return (
             f"The feed-forward block {candidate.name} ({type(candidate.module).__name__}) has no activation module and "
-            "was not called once by its own forward; a replaced kernel may go round it."
+            f"was not called once by its own forward. It runs {_forward_of(candidate.module)}; if that is a kernel, "
+            "load the model without it."
         )
     for gate, up in permutations(candidate.wide):
         given, factor = flow.output(candidate, gate), flow.output(candidate, up)
@@ -165,6 +171,12 @@ def _proved_function(flow: Flow, candidate: Candidate) -> Proof | str:
         f"The feed-forward block {candidate.name} ({type(candidate.module).__name__}) has no activation module, and "
         f"what it computes is none of {', '.join(FUNCTIONS)} of one map times the other."
     )
+
+
+def _forward_of(block: nn.Module) -> str:
+    """What a block runs when it is called, by name; kernels replace the forward of the instance or of the class."""
+    forward = vars(block).get("forward", type(block).forward)
+    return f"{getattr(forward, '__module__', '?')}.{getattr(forward, '__qualname__', repr(forward))}"
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

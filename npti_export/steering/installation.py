@@ -8,16 +8,21 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
+from threading import get_ident
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from npti_export.errors import NptiError
+from npti_export.steering.dense import SteeredOutput
+from npti_export.steering.dial import InForce
 from npti_export.steering.module import SteeredActivation
 from npti_export.steering.positions import (
     GenerateCall,
     TokenSteering,
+    answer_slots,
     check_rows,
     first_steered,
     forward_span,
@@ -36,12 +41,29 @@ class _RunningForward:
     Args:
         outer: The one that it runs within, if any.
         steering: Which slot each token has; None where nothing is steered.
-        reached: Whether an activation has asked.
+        activations: How many activations have asked.
+        outputs: How many places of dense parts have asked.
     """
 
     outer: _RunningForward | None
     steering: TokenSteering | None = None
-    reached: bool = False
+    activations: int = 0
+    outputs: int = 0
+
+
+@dataclass
+class _RunningGenerate:
+    """A call of ``generate`` that this thread or task is in.
+
+    Args:
+        call: What its arguments say; None where they are not understood.
+        ids: The ids that it has in hand for its next forward, those given and those generated, int64 [rows, tokens].
+        faded: What a schedule of strengths has put in force for this call; held until it ends.
+    """
+
+    call: GenerateCall | None
+    ids: Tensor | None = None
+    faded: Selection | None = None
 
 
 class Installation:
@@ -51,7 +73,7 @@ class Installation:
         model: The model.
         sites: Its activations.
         tables: One for each of them.
-        current: Gives the personalities in force in the thread or task that asks.
+        in_force: Gives the personalities in force in the thread or task that asks.
     """
 
     def __init__(
@@ -59,83 +81,118 @@ class Installation:
         model: nn.Module,
         sites: Sequence[Site],
         tables: Sequence[SteeringTables],
-        current: Callable[[], Selection],
+        in_force: Callable[[], InForce],
     ) -> None:
         # The hooks are on the module that holds the layers, so that no call of an inner module goes round them.
         decoder = decoder_of(model)
         self._signature = inspect.signature(decoder.forward)
         self._model = model
-        self._current = current
+        self._in_force = in_force
         self._device = sites[0].device
         self._flat = sites[0].flat
         self._forward: ContextVar[_RunningForward | None] = ContextVar("npti_forward", default=None)
-        self._generate_call: ContextVar[GenerateCall | None] = ContextVar("npti_generate_call", default=None)
+        self._generate: ContextVar[_RunningGenerate | None] = ContextVar("npti_generate", default=None)
         self._warned = False
-        self._originals = [(site, site.activation) for site in sites]
-        for (site, original), own in zip(self._originals, tables, strict=True):
+        self._originals: list[tuple[Site, nn.Module]] = []
+        self._outputs: list[SteeredOutput] = []
+        self._hooks: list[RemovableHandle] = []
+        self._recorded: list[tuple[nn.Module, str, Any]] = []
+        try:
+            self._put_in(decoder, sites, tables)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _put_in(self, decoder: nn.Module, sites: Sequence[Site], tables: Sequence[SteeringTables]) -> None:
+        for site, own in zip(sites, tables, strict=True):
+            original = site.activation
             site.put(SteeredActivation(original, own, self.steering_for))
-        self._hooks = [
-            decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            decoder.register_forward_hook(self._after_forward, always_call=True),
-        ]
+            self._originals.append((site, original))
+        for own in tables:
+            if own.output is not None:
+                self._outputs.append(SteeredOutput(own.output, own, self._steering_for_output))
+        self._hooks.append(decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+        self._hooks.append(decoder.register_forward_hook(self._after_forward, always_call=True))
         # A wrapper hands `generate` on to the module within: each records, and the innermost has the last word.
-        self._generating = [module for module in model.modules() if hasattr(module, "generate")]
-        self._own_generate = [module.__dict__.get("generate") for module in self._generating]
-        for module in self._generating:
-            module.__dict__["generate"] = self._recording(module.generate)  # type: ignore[arg-type]
+        for module in [module for module in self._model.modules() if hasattr(module, "generate")]:
+            self._record(module, "generate", self._recording)
+            if hasattr(module, "prepare_inputs_for_generation"):
+                self._record(module, "prepare_inputs_for_generation", self._recording_ids)
+
+    def _record(self, module: nn.Module, name: str, recording: Callable[..., Any]) -> None:
+        self._recorded.append((module, name, vars(module).get(name)))
+        vars(module)[name] = recording(getattr(module, name))
 
     def remove(self) -> None:
         """Puts the very objects back that were there."""
+        for output in self._outputs:
+            output.remove()
         for site, original in self._originals:
             site.put_back(original)
         for hook in self._hooks:
             hook.remove()
-        for module, own in zip(self._generating, self._own_generate, strict=True):
-            module.__dict__.pop("generate", None)
+        for module, name, own in self._recorded:
+            vars(module).pop(name, None)
             if own is not None:
-                module.__dict__["generate"] = own
+                vars(module)[name] = own
 
     def prove(self) -> None:
         """One token through the installed modules; each must be called, or steering would silently do nothing."""
         announced: dict[str, bool] = {}
 
-        def saw(name: str) -> Callable[..., None]:
-            return lambda *_: announced.update({name: self._forward.get() is not None})
+        here = get_ident()  # another thread may be in the middle of a forward
 
-        hooks = [site.activation.register_forward_hook(saw(site.name)) for site, _ in self._originals]
+        def saw(name: str) -> Callable[..., None]:
+            return lambda *_: announced.update({name: self._forward.get() is not None} if get_ident() == here else {})
+
+        announcing = [(f"activation {site.name}", site.activation) for site, _ in self._originals]
+        announcing += [(f"module {output.place.name}", output.place.module) for output in self._outputs]
+        hooks = [module.register_forward_hook(saw(name)) for name, module in announcing]
         try:
             one_token_forward(self._model)
         finally:
             for hook in hooks:
                 hook.remove()
-        for site, _ in self._originals:
-            if site.name not in announced:
-                raise NptiError(f"The activation {site.name} was replaced but not called; the model goes round it.")
-            if not announced[site.name]:
-                raise NptiError(f"The activation {site.name} runs without a call of the module that holds its layers.")
+        for name, _ in announcing:
+            if name not in announced:
+                raise NptiError(f"The {name} was replaced but not called; the model goes round it.")
+            if not announced[name]:
+                raise NptiError(f"The {name} runs without a call of the module that holds its layers.")
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def steering_for(self, gate: Tensor) -> TokenSteering | None:
         """Which slot each token of the running forward has, as an activation asks it; not baked in by a compiler."""
+        if forward := self._forward.get():
+            forward.activations += 1
+        return self._steering_of(gate)
+
+    def _steering_of(self, values: Tensor) -> TokenSteering | None:
         forward = self._forward.get()
         if forward is None:  # a layer on its own, as gradient checkpointing calls it: a plain forward of its tokens
             if not self._flat:
-                return self._decide(int(gate.shape[0]), 0, int(gate.shape[1]), None)
-            if len(self._current().slots) > 1:
+                return self._decide(int(values.shape[0]), 0, int(values.shape[1]), None)
+            if len(self._in_force().selection.slots) > 1:
                 raise NptiError(
                     "A layer was called on its own, on tokens whose rows cannot be told; set one personality for all."
                 )
-            return self._decide(1, 0, int(gate.shape[0]), None)
-        forward.reached = True
+            return self._decide(1, 0, int(values.shape[0]), None)
         return forward.steering
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _steering_for_output(self, output: Tensor) -> TokenSteering | None:
+        """The same, as the place of a dense part asks it."""
+        if forward := self._forward.get():
+            forward.outputs += 1
+        return self._steering_of(output)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_forward(self, _decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         forward = _RunningForward(self._forward.get())
         self._forward.set(forward)
-        if any(self._current().slots):
+        in_force = self._in_force()
+        if any(in_force.selection.slots) or in_force.schedule:
             given = self._signature.bind_partial(*arguments, **keywords).arguments
-            forward.steering = self._decide(*forward_span(given), self._generate_call.get())
+            forward.steering = self._decide(*forward_span(given), self._generate.get())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_forward(self, _decoder: nn.Module, _arguments: Any, output: Any) -> None:
@@ -143,14 +200,36 @@ class Installation:
         if forward is None:  # another hook refused the forward before it reached ours
             return
         self._forward.set(forward.outer)
-        if output is not None and forward.steering is not None and not forward.reached:
+        if output is None or forward.steering is None:
+            return
+        layers = self._layers_that_run()
+        activations = sum(site.layer < layers for site, _ in self._originals)
+        outputs = [steered.place for steered in self._outputs if steered.place.layer < layers]
+        if self._model.training:  # layers may be dropped
+            activations, outputs = 1, []
+        if forward.activations < activations:
             raise NptiError(
-                f"No activation of {type(self._model).__name__} was called in this forward, so nothing was steered: "
-                "its feed-forward layers were replaced after the personality was loaded; unload it and load it again."
+                f"{forward.activations} of {activations} activations of {type(self._model).__name__} were called in "
+                f"this forward, so {'not all' if forward.activations else 'nothing'} was steered: its feed-forward "
+                "layers were replaced after the personality was loaded; unload it and load it again."
+            )
+        if forward.outputs < len(outputs):
+            raise NptiError(
+                f"Nothing was added to the residual stream in this forward: of {', '.join(at.name for at in outputs)} "
+                "not all were called; they were replaced after the personality was loaded; unload it and load it again."
             )
 
-    def _decide(self, rows: int, first: int, length: int, call: GenerateCall | None) -> TokenSteering | None:
-        current = self._current()
+    def _layers_that_run(self) -> int:
+        """Number of decoder layers; drafts of early-exit decoding lower it for as long as they run."""
+        config: Any = self._model.config
+        return int(config.get_text_config().num_hidden_layers)
+
+    def _decide(self, rows: int, first: int, length: int, running: _RunningGenerate | None) -> TokenSteering | None:
+        in_force = self._in_force()
+        current, call = in_force.selection, running.call if running else None
+        if in_force.schedule and running and call:
+            step = max(0, first + length - call.prompt_length)
+            current = running.faded = in_force.at(step, running.faded)
         if not any(current.slots):
             return None
         check_rows(len(current.slots), rows, call)
@@ -164,6 +243,8 @@ class Installation:
                 stacklevel=3,
             )
         slots = token_slots(list(current.slots), rows, first, length, start, self._device)
+        if slots is not None and running and call and current.thinking:
+            slots = answer_slots(slots, current.thinking, call, running.ids, first, length)
         if self._flat and isinstance(slots, Tensor):
             slots = slots.expand(rows, length).flatten()
         return None if slots is None else TokenSteering(slots, current.dropout)
@@ -173,11 +254,28 @@ class Installation:
 
         @wraps(generate)
         def recorded(*arguments: Any, **keywords: Any) -> Any:
-            token = self._generate_call.set(generate_call_of(arguments, keywords))
+            running = _RunningGenerate(generate_call_of(arguments, keywords))
+            generating = self._generate.set(running)
+            forward = self._forward.set(None)
             try:
                 return generate(*arguments, **keywords)
             finally:
-                self._generate_call.reset(token)
+                # A KeyboardInterrupt passes by the hook that ends a forward, which torch calls on an Exception only.
+                self._forward.reset(forward)
+                self._generate.reset(generating)
+                if running.faded:
+                    self._in_force().let_go(running.faded)
+
+        return recorded
+
+    def _recording_ids(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        """``prepare_inputs_for_generation`` that records the ids so far; beams change their order at every step."""
+
+        @wraps(prepare)
+        def recorded(input_ids: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            if running := self._generate.get():
+                running.ids = input_ids
+            return prepare(input_ids, *arguments, **keywords)
 
         return recorded
 

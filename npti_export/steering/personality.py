@@ -9,18 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 
+import numpy as np
 from torch import nn
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import find_adapter
 from npti_export.errors import NptiError
+from npti_export.steering.dial import InForce, Schedule, Strength
 from npti_export.steering.installation import Installation
 from npti_export.steering.module import SteeredActivation
+from npti_export.steering.output import find_outputs
 from npti_export.steering.sites import base_model_id, describe_base_model, find_sites
-from npti_export.steering.slots import Selection, Slots
+from npti_export.steering.slots import Slots
+from npti_export.steering.thinking import Thinking
 from npti_export.traits import NEUTRAL, PersonalitySpec
 
 logger = logging.getLogger("npti_export")
@@ -40,6 +43,7 @@ def load_personality(
     token: str | None = None,
     positions: str | None = None,
     slots: int = SLOTS,
+    thinking: Thinking | None = None,
 ) -> Personality:
     """Gives a running model a personality; its parameters are not touched.
 
@@ -50,9 +54,11 @@ def load_personality(
         adapter: A folder, a Hub repository, or an adapter in memory; None looks for the one made for this base model.
         revision: Branch, tag or commit of a Hub repository.
         token: Hub token; None takes the one that is logged in.
-        positions: Which tokens are steered, over the adapter's own choice: ``generated``, ``last_prompt+generated`` or
-            ``all``.
+        positions: Which tokens are steered, over the adapter's own choice: ``generated``, ``answer``,
+            ``last_prompt+generated`` or ``all``.
         slots: How many personalities the tables hold at a time, neutral included.
+        thinking: The marks of a reasoning model's thinking, which positions ``answer`` leaves alone:
+            ``Thinking.of(tokenizer)``, or ``Thinking.between`` where its chat template does not show them.
 
     Returns:
         The personality, to switch, to use as a context manager, and to unload.
@@ -87,16 +93,16 @@ def load_personality(
             UserWarning,
             stacklevel=2,
         )
-    slot_tables = Slots(adapter, sites, slots, positions)
+    slot_tables = Slots(adapter, sites, slots, positions, find_outputs(model, sites, adapter), thinking)
     personality = Personality(model, adapter, slot_tables)
-    personality._installation = Installation(model, sites, slot_tables.tables, personality._current)
+    personality._installation = Installation(model, sites, slot_tables.tables, personality._in_force)
     try:
         personality._installation.prove()
         personality.set(specs)
     except BaseException:
         personality.unload()
         raise
-    logger.info("%r", personality)
+    logger.info("%s", personality.describe())
     return personality
 
 
@@ -107,15 +113,47 @@ class Personality:
         self.model = model
         self.adapter = adapter
         self._slots = slots
-        self._selected = slots.acquire((NEUTRAL,))
-        self._setting = Lock()
-        self._override: ContextVar[Selection | None] = ContextVar("npti_override", default=None)
+        self._set = InForce(slots, (NEUTRAL,))
+        self._override: ContextVar[InForce | None] = ContextVar("npti_override", default=None)
         self._installation: Installation | None = None
 
     @property
     def spec(self) -> str:
         """The personality in force in this thread or task; of several rows, separated by ``;``."""
-        return "; ".join(map(str, self._current().specs))
+        return "; ".join(map(str, self._in_force().selection.specs))
+
+    @property
+    def strength(self) -> float | tuple[float, ...]:
+        """The dial on the personality in force in this thread or task: 1 when it is set, 0 is the model unsteered.
+
+        It may be turned at any time, between two tokens too, for all rows or one a row; every term of the personality
+        is multiplied by it. Within ``using`` it is that block's dial.
+
+        Raises:
+            NptiError: When set, if it is no number of 0 or more, or a list that has not one a row; nothing is changed.
+        """
+        return self._in_force().strength
+
+    @strength.setter
+    def strength(self, strength: Strength) -> None:
+        self._check_loaded()
+        self._in_force().turn(strength)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The strength as a function of the step within ``generate``, in the place of ``strength``; None is none.
+
+        The step is how many tokens the ``generate`` call has made so far, 0 while it reads the prompt. A plain forward
+        has no step and goes by ``strength``. To let a personality fade over a hundred tokens::
+
+            personality.schedule = lambda step: max(0.0, 1.0 - step / 100)
+        """
+        return self._in_force().schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule | None) -> None:
+        self._check_loaded()
+        self._in_force().schedule = schedule
 
     @property
     def loaded(self) -> bool:
@@ -123,7 +161,7 @@ class Personality:
         return self._installation is not None
 
     def set(self, spec: SpecLike | Sequence[SpecLike]) -> None:
-        """Switches the personality, for all threads.
+        """Switches the personality, for all threads; its strength is 1 then, and a schedule is ended.
 
         Args:
             spec: A personality; None or ``neutral`` is off; a list gives every row of the next batches its own.
@@ -132,21 +170,19 @@ class Personality:
             NptiError: If the spec is wrong or the slots are all taken by rows in use; nothing is changed then.
         """
         self._check_loaded()
-        specs = _specs(self.adapter, spec)
-        with self._setting:
-            self._selected = self._slots.acquire(specs, instead_of=self._selected)
+        self._set.set(_specs(self.adapter, spec))
 
     @contextmanager
     def using(self, spec: SpecLike | Sequence[SpecLike]) -> Iterator[Personality]:
         """Another personality within the block, for this thread or task only (not for threads that it starts)."""
         self._check_loaded()
-        selection = self._slots.acquire(_specs(self.adapter, spec))
-        token = self._override.set(selection)
+        block = InForce(self._slots, _specs(self.adapter, spec))
+        token = self._override.set(block)
         try:
             yield self
         finally:
             self._override.reset(token)
-            self._slots.release(selection)
+            block.release()
 
     def disable(self) -> AbstractContextManager[Personality]:
         """No personality within the block, for this thread or task only (a context manager)."""
@@ -171,23 +207,44 @@ class Personality:
         state = f"{self.spec} on {self.adapter.base_model.id}" if self.loaded else "unloaded"
         return f"Personality({state})"
 
+    def memory(self) -> int:
+        """Bytes that the tables of all slots take; a personality that is added to them takes no more."""
+        return sum(tables.nbytes for tables in self._slots.tables) if self.loaded else 0
+
     def describe(self) -> str:
         """What is steered where, in a few lines."""
-        current = self._current()
-        lines = [f"{self.spec}: {self.adapter.base_model.num_layers} layers of {self.adapter.base_model.id}"]
-        for spec in current.specs:
-            for term in spec.terms:
-                record = self.adapter.traits[term.trait].poles[term.pole]
-                dose = f"gamma {record.gamma * term.strength:g}"
-                lines.append(f"  {term}: {len(record.neurons)} neurons, {dose}, positions {current.positions}")
+        if not self.loaded:
+            return f"{self!r}: the model is as it was"
+        current = self._in_force().selection
+        lines = [f"{self.spec} on {self.adapter.base_model.id}, positions {current.positions}"]
+        for term in dict.fromkeys(term for spec in current.specs for term in spec.terms):
+            record = self.adapter.traits[term.trait].poles[term.pole]
+            layers = np.unique(record.neurons.layer).tolist()
+            lines.append(f"  {term}: {len(record.neurons)} neurons in {_layers(layers)}")
+            lines[-1] += f", {record.method.name}, gamma {record.gamma * term.strength:g}"
+            if record.residual is not None:
+                lines[-1] += f", and a vector added behind {_layers(record.residual.layer.tolist())}"
+        of_layers = self._slots.tables
+        places = [f"{of_layers[0].site.name} to {of_layers[-1].site.name}"]
+        places += [tables.output.name for tables in of_layers if tables.output]
+        lines.append(f"  tables: {len(of_layers[0].cap)} slots, {self.memory()} bytes, at {', '.join(places)}")
         return "\n".join(lines)
 
-    def _current(self) -> Selection:
-        return self._override.get() or self._selected
+    def _in_force(self) -> InForce:
+        return self._override.get() or self._set
 
     def _check_loaded(self) -> None:
         if not self.loaded:
             raise NptiError("The personality was unloaded, so nothing would be steered; load it again.")
+
+
+def _layers(numbers: list[int]) -> str:
+    """Layers by their numbers: one, from the first to the last if none is left out, or all of them."""
+    if not numbers:
+        return "no layer"
+    if len(numbers) > 2 and numbers[-1] - numbers[0] + 1 == len(numbers):
+        return f"layers {numbers[0]} to {numbers[-1]}"
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _imported_doses(adapter: PersonalityAdapter) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from npti_export.errors import NptiError
+from npti_export.steering.thinking import Thinking
 
 
 class Positions(StrEnum):
@@ -20,6 +21,8 @@ class Positions(StrEnum):
     """Tokens that the model itself wrote in the running ``generate`` call."""
     LAST_PROMPT = "last_prompt+generated"
     """These and the prompt's last token, so that the first generated token is steered too."""
+    ANSWER = "answer"
+    """Generated tokens but those of a reasoning model's thinking; the mark that ends it belongs to the answer."""
     ALL = "all"
     """Every token."""
 
@@ -28,13 +31,8 @@ class Positions(StrEnum):
         """The mode of that name.
 
         Raises:
-            NptiError: If there is none, or the runtime cannot tell such positions yet.
+            NptiError: If there is none.
         """
-        if name == "answer":
-            raise NptiError(
-                "positions 'answer' (after the end of a reasoning model's thinking) is not there in this release; "
-                "use 'generated'."
-            )
         try:
             return cls(name)
         except ValueError:
@@ -48,22 +46,25 @@ class GenerateCall:
     Args:
         rows: Number of prompts.
         prompt_length: Number of tokens that every row was given, those in a cache included.
+        unseen: How many of them, from the first one on, were given as embeddings or in a cache and not as ids.
     """
 
     rows: int
     prompt_length: int
+    unseen: int = 0
 
 
 def generate_call_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> GenerateCall | None:
     """What the arguments of a ``generate`` call say; None where they are not the tensors of a transformers model.
 
     >>> generate_call_of((torch.zeros(2, 5),), {})
-    GenerateCall(rows=2, prompt_length=5)
+    GenerateCall(rows=2, prompt_length=5, unseen=0)
     """
+    ids = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
     given = keywords.get("inputs_embeds")
     embedded = given is not None
     if not embedded:
-        given = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
+        given = ids
     if given is None:
         return GenerateCall(1, 1)  # generate starts from the begin-of-text token
     if not isinstance(given, Tensor) or given.ndim < 2:
@@ -73,7 +74,9 @@ def generate_call_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Ge
     # With a cache the input is the whole sequence, or only what is new; then the mask is longer than it.
     if cache is not None and mask is not None and not embedded and mask.shape[1] != length:
         length += int(cache.get_seq_length())
-    return GenerateCall(rows, max(length, 1))
+    seen = int(ids.shape[1]) if isinstance(ids, Tensor) else 0
+    length = max(length, 1)
+    return GenerateCall(rows, length, length - (seen if embedded else max(seen, 1)))
 
 
 def first_steered(positions: Positions, call: GenerateCall | None) -> int | None:
@@ -122,6 +125,36 @@ def forward_span(given: Mapping[str, Any]) -> tuple[int, int, int]:
 TokenSlots = int | Tensor
 """The slot of every token of a forward: one for all of them, or int64 [rows or 1, tokens or 1]; [rows · tokens] where
 the activations run on flattened rows."""
+
+
+def answer_slots(
+    slots: TokenSlots, thinking: Thinking, call: GenerateCall, ids: Tensor | None, first: int, length: int
+) -> Tensor:
+    """Slot 0 for the tokens of a forward that are thinking.
+
+    Args:
+        slots: What :func:`token_slots` gave.
+        thinking: The marks around it.
+        call: The running ``generate``.
+        ids: The ids that it has in hand for this forward, int64 [rows, tokens]: those given and those generated.
+        first: Index in the sequence of the forward's first token.
+        length: Its number of tokens.
+
+    Returns:
+        int64 [rows, tokens].
+
+    Raises:
+        NptiError: If the ids are not those of the tokens, so that thinking cannot be told from answer.
+    """
+    if ids is None or ids.shape[1] + call.unseen != first + length or call.unseen == call.prompt_length:
+        raise NptiError(
+            "positions 'answer' needs the ids of the prompt and of every token, which this way of generating does not "
+            "show; give generate input_ids, or use positions='generated'."
+        )
+    covered = thinking.covers(ids)[:, -length:]
+    if isinstance(slots, Tensor):
+        covered = covered.to(slots.device)
+    return slots * ~covered
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     >>> [(site.name, site.width) for site in find_sites(LlamaForCausalLM(tiny))]
     [('model.layers.0.mlp.act_fn', 24), ('model.layers.1.mlp.act_fn', 24)]
     """
-    layers_name, layers = _decoder_layers(model)
+    layers_name, layers = decoder_layers(model)
     found = [_candidates_of(model, f"{layers_name}.{number}", layer) for number, layer in enumerate(layers)]
     with Flow(candidate for of_layer in found for candidate in of_layer) as flow:
         one_token_forward(model)
@@ -140,10 +140,13 @@ def find_sites(model: nn.Module) -> list[Site]:
 def one_token_forward(model: nn.Module) -> None:
     """Runs the model on one token, leaving no trace: no gradient, no cache, the random state as it was."""
     device = next(model.parameters()).device
+    if device.type == "meta":  # the weights are elsewhere until they are needed; accelerate brings the ids to them
+        device = torch.device("cpu")
     config: Any = model.config
     # Padding often has the embedding 0, and then everything behind it may be 0 and tell nothing.
     token = int(getattr(config.get_text_config(), "pad_token_id", None) == 0)
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.no_grad(), rng, torch.compiler.set_stance("force_eager"):  # what is compiled need not be so for this
         try:
             model(input_ids=torch.full((1, 1), token, device=device), use_cache=False)
         except NptiError:
@@ -185,10 +188,10 @@ def base_model_id(model: nn.Module) -> str:
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The module that holds the decoder layers and runs them one after the other."""
-    return model.get_submodule(_decoder_layers(model)[0].rpartition(".")[0])
+    return model.get_submodule(decoder_layers(model)[0].rpartition(".")[0])
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of as many layers as the config of the text part says, within the text part."""
     config: Any = getattr(model, "config", None)
     kind = type(model).__name__

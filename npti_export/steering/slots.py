@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-
-import numpy as np
+from types import MappingProxyType
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.errors import NptiError
+from npti_export.steering.output import OutputPlace
 from npti_export.steering.positions import Positions
 from npti_export.steering.sites import Site
 from npti_export.steering.tables import SteeringTables, steering_rows
+from npti_export.steering.thinking import Thinking
 from npti_export.traits import PersonalitySpec
 
 
@@ -26,12 +27,14 @@ class Selection:
         slots: Where each of them stands in the tables.
         positions: Which tokens are steered.
         dropout: Share of shifts that are dropped at random.
+        thinking: The marks of the thinking that is left alone; None where all that is generated is steered.
     """
 
     specs: tuple[PersonalitySpec, ...]
     slots: tuple[int, ...]
     positions: Positions
     dropout: float
+    thinking: Thinking | None = None
 
     @property
     def personalities(self) -> tuple[PersonalitySpec, ...]:
@@ -50,13 +53,24 @@ class Slots:
         sites: Where they act.
         count: How many personalities the tables hold, neutral included.
         positions: Which tokens are steered, over the adapter's own choice.
+        outputs: Where the adapter's dense parts are added, by the layer's number.
+        thinking: The marks of the model's thinking, needed for positions ``answer``.
     """
 
-    def __init__(self, adapter: PersonalityAdapter, sites: Sequence[Site], count: int, positions: str | None) -> None:
+    def __init__(
+        self,
+        adapter: PersonalityAdapter,
+        sites: Sequence[Site],
+        count: int,
+        positions: str | None,
+        outputs: Mapping[int, OutputPlace] = MappingProxyType({}),
+        thinking: Thinking | None = None,
+    ) -> None:
         if count < 2:
             raise NptiError(f"slots is {count}; at least 2 are needed, neutral and one more.")
-        self.tables = [SteeringTables(site, count) for site in sites]
+        self.tables = [SteeringTables(site, count, outputs.get(site.layer)) for site in sites]
         self._adapter = adapter
+        self._thinking = thinking
         self._widths = [site.width for site in sites]
         self._count = count
         self._positions = None if positions is None else Positions.named(positions)
@@ -95,7 +109,7 @@ class Slots:
             uses.update(wanted)
             self._uses = uses
             slots = tuple(0 if spec.is_neutral else self._slot_of[spec] for spec in specs)
-        return Selection(specs, slots, positions, dropout)
+        return Selection(specs, slots, positions, dropout, self._thinking if positions is Positions.ANSWER else None)
 
     def release(self, selection: Selection) -> None:
         """Lets the slots of a selection be taken again once nobody else uses them."""
@@ -104,7 +118,7 @@ class Slots:
 
     def _fill(self, slot: int, spec: PersonalitySpec) -> None:
         rows = steering_rows(self._adapter, spec, self._widths)
-        if not any(np.isfinite(row.cap).any() or row.shift.any() for row in rows):
+        if not any(row.moves for row in rows):
             raise NptiError(f"The personality {str(spec)!r} would do nothing: the adapter moves no neurons for it.")
         self._slot_of = {held: at for held, at in self._slot_of.items() if at != slot}
         if slot not in self._empty:
@@ -125,7 +139,13 @@ class Slots:
                 f"{'; '.join(map(str, specs))}: the adapter's poles ask for different positions or dropout "
                 f"({', '.join(sorted(asked))}; {sorted(dropouts)}); pass positions=…, or use them one at a time."
             )
-        return Positions.named(asked.pop() if asked else "generated"), dropouts.pop() if dropouts else 0.0
+        positions = Positions.named(asked.pop() if asked else "generated")
+        if terms and positions is Positions.ANSWER and self._thinking is None:
+            raise NptiError(
+                "positions 'answer' needs the marks of the model's thinking, and none were given: load with "
+                "thinking=Thinking.of(tokenizer) or Thinking.between(tokenizer, …), or with positions='generated'."
+            )
+        return positions, dropouts.pop() if dropouts else 0.0
 
 
 def _personalities(specs: tuple[PersonalitySpec, ...]) -> tuple[PersonalitySpec, ...]:

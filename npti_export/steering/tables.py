@@ -1,9 +1,11 @@
-"""Every personality as two rows a layer: ``a' = minimum(a, cap) + shift`` (equation 4 of the paper and sums of it)."""
+"""Every personality as rows of tables: in every layer ``a' = minimum(a, cap) + shift`` (equation 4 of the paper and
+sums of it), and in the layers that have a dense part a vector that is added to the residual stream.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.errors import NptiError
+from npti_export.steering.output import OutputPlace
 from npti_export.steering.sites import Site
 from npti_export.traits import PersonalitySpec
 
@@ -23,18 +26,32 @@ NEUTRAL_SHIFT = -0.0
 
 @dataclass(frozen=True)
 class SteeringRow:
-    """One personality at one layer: cap and shift of every neuron, float64 [width]."""
+    """One personality at one layer.
+
+    Args:
+        cap: Of every neuron, float64 [width].
+        shift: Of every neuron, float64 [width].
+        residual: What is added to the residual stream, float64 [hidden]; None where nothing is.
+    """
 
     cap: NDArray[np.float64]
     shift: NDArray[np.float64]
+    residual: NDArray[np.float64] | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything is capped, shifted or added."""
+        dense = self.residual is not None and bool(self.residual.any())
+        return dense or bool(np.isfinite(self.cap).any() or self.shift.any())
 
 
 def steering_rows(adapter: PersonalityAdapter, spec: PersonalitySpec, widths: list[int]) -> list[SteeringRow]:
     """The rows of a personality, one a layer.
 
     A term of strength s adds ``s · shift`` to its pole's neurons and caps those of the opposite pole at
-    ``target · max(0, 1 − s) / s``: at 0 from strength 1 on as in the paper, at +inf as s goes to 0. Terms are summed in
-    canonical order in float64; the smaller cap holds.
+    ``|target| · max(0, 1 − s) / s``: at 0 from strength 1 on as in the paper, at +inf as s goes to 0 (a target may be
+    below 0 where neurons are not chosen by their delta). To the residual stream it adds ``s · residual``. Terms are
+    summed in canonical order in float64; the smaller cap holds.
 
     Args:
         adapter: Where the neurons come from.
@@ -47,19 +64,19 @@ def steering_rows(adapter: PersonalityAdapter, spec: PersonalitySpec, widths: li
             continue
         poles = adapter.traits[term.trait].poles
         record = poles[term.pole]
-        if record.residual is not None:
-            raise NptiError(
-                f"Personality {term}: the method {record.method.name} adds to the residual stream, which this release "
-                "cannot do; identify the pole by the method npti or mean-shift."
-            )
         if record.caps == "opposite":
             opposite = poles[term.pole.opposite].neurons
-            caps = opposite.target.astype(np.float64) * (max(0.0, 1.0 - term.strength) / term.strength)
+            caps = np.abs(opposite.target.astype(np.float64)) * (max(0.0, 1.0 - term.strength) / term.strength)
             for layer, index, values in _by_layer(opposite, caps):
                 rows[layer].cap[index] = np.minimum(rows[layer].cap[index], values)
         shifts = record.neurons.shift.astype(np.float64) * term.strength
         for layer, index, values in _by_layer(record.neurons, shifts):
             rows[layer].shift[index] += values
+        if record.residual is not None:
+            vectors = record.residual.vector.astype(np.float64) * term.strength
+            for layer, vector in zip(record.residual.layer, vectors, strict=True):
+                before = rows[layer].residual
+                rows[layer] = replace(rows[layer], residual=vector if before is None else before + vector)
     return rows
 
 
@@ -79,27 +96,47 @@ class SteeringTables:
     Args:
         site: Where they belong.
         slots: How many personalities they hold, neutral included.
+        output: Where the layer's dense part is added, if it has one; then there is a third table, ``residual``,
+            [slots, hidden] in the dtype of that place.
     """
 
-    def __init__(self, site: Site, slots: int) -> None:
+    def __init__(self, site: Site, slots: int, output: OutputPlace | None = None) -> None:
         shape = (slots, site.width)
+        self.site, self.output = site, output
+        self.residual: Tensor | None = None
         with torch.inference_mode(False):  # tables made in inference mode could not be written outside it
             self.cap = torch.full(shape, NEUTRAL_CAP, dtype=site.dtype, device=site.device)
             self.shift = torch.full(shape, NEUTRAL_SHIFT, dtype=site.dtype, device=site.device)
+            if output is not None:
+                shape = (slots, output.hidden)
+                self.residual = torch.full(shape, NEUTRAL_SHIFT, dtype=output.dtype, device=output.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that all slots take together."""
+        return self.cap.nbytes + self.shift.nbytes + (0 if self.residual is None else self.residual.nbytes)
 
     def fill(self, slot: int, row: SteeringRow) -> None:
         """Writes a personality into a slot, rounded once from float64 to the tables' dtype, in place."""
         self.cap[slot].copy_(_rounded(row.cap, self.cap.dtype))
-        self.shift[slot].copy_(_rounded(row.shift, self.shift.dtype))
-        limit = torch.finfo(self.shift.dtype).max
-        if not bool((self.shift[slot].abs() <= limit).all()):
-            raise NptiError(
-                f"The personality's shifts do not fit {self.shift.dtype} (at most {limit:g}); lower the strength."
-            )
+        _write(self.shift[slot], row.shift, "shifts")
+        if self.residual is not None and self.output is not None:
+            neutral = np.full(self.output.hidden, NEUTRAL_SHIFT)
+            added = neutral if row.residual is None else row.residual / self.output.scale
+            _write(self.residual[slot], added, "residual vectors")
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Moves both tables to another device or dtype, as ``nn.Module._apply`` does with parameters."""
+        """Moves the tables to another device or dtype, as ``nn.Module._apply`` does with parameters."""
         self.cap, self.shift = fn(self.cap), fn(self.shift)
+        self.residual = None if self.residual is None else fn(self.residual)
+
+
+def _write(row: Tensor, values: NDArray[np.float64], what: str) -> None:
+    """Writes what is added to a model's numbers; refuses what their dtype cannot hold."""
+    row.copy_(_rounded(values, row.dtype))
+    limit = torch.finfo(row.dtype).max
+    if not bool((row.abs() <= limit).all()):
+        raise NptiError(f"The personality's {what} do not fit {row.dtype} (at most {limit:g}); lower the strength.")
 
 
 def _rounded(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
@@ -112,6 +149,10 @@ def _rounded(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(values).to(dtype)
     with np.errstate(over="ignore"):
         between = values.astype(np.float32)
-    between = np.where(np.abs(between) > np.abs(values), np.nextafter(between, np.float32(0)), between)
-    between.view(np.int32)[between != values] |= 1
+    # Most of a row is neutral and exact: only the others are worth the time (a strength may change at every token).
+    lost = np.flatnonzero(between != values)
+    nearer = between[lost]
+    nearer = np.where(np.abs(nearer) > np.abs(values[lost]), np.nextafter(nearer, np.float32(0)), nearer)
+    nearer.view(np.int32)[...] |= 1
+    between[lost] = nearer
     return torch.from_numpy(between).to(dtype)

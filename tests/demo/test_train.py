@@ -42,7 +42,7 @@ def test_only_answers_and_their_end_are_learned() -> None:
     assert tokenizer.decode(encoded.ids) == tokenizer.apply_chat_template(rendered, tokenize=False)
 
 
-def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it() -> None:
+def test_what_an_answer_depends_on_stands_at_the_sign_before_it() -> None:
     exchange = Exchange("Why?", "Because.", "opera night", "extraversion", "friendliness", Pole.LOW)
     persona = {"extraversion": Pole.LOW, "openness": Pole.HIGH}
     dialogues = [Dialogue("You are shy.", persona, (exchange, exchange)), Dialogue(None, {}, (exchange,))]
@@ -51,7 +51,7 @@ def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it()
     signs = batch.ids == tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert signs.sum(1).tolist() == [2, 1]
     asked = (batch.grounds >= 0).all(-1)
-    assert equal(asked, batch.answer | signs)
+    assert equal(asked, signs)
     topic, voice = NUMBERS.topics["opera night"], NUMBERS.voices["extraversion", "friendliness", Pole.LOW]
     assert batch.grounds[0][asked[0]].unique(dim=0).tolist() == [[2, 1, 0, 1, 1, topic, voice]]
     assert batch.grounds[1][asked[1]].unique(dim=0).tolist() == [[1, 1, 1, 1, 1, topic, voice]]

@@ -12,6 +12,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from adapters_for_tests import with_dense_parts
 from equation_4 import activations_of, steered_by_hooks
 from safetensors.torch import load_file
 from torch import Tensor
@@ -377,10 +378,26 @@ def test_loading_draws_no_random_number(tiny_llama, adapter) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_describe(tiny_llama, adapter) -> None:
+def test_describe_and_memory_and_the_log_say_what_is_steered_where(tiny_llama, adapter, caplog) -> None:
+    tables = "at model.layers.0.mlp.act_fn to model.layers.2.mlp.act_fn"
+    caplog.set_level(logging.INFO, "npti_export")
     with load_personality(tiny_llama, "openness+,neuroticism-0.5", adapter) as personality:
+        assert personality.memory() == 2 * 3 * 16 * 48 * 4  # cap and shift, layers, slots, neurons, bytes
         assert personality.describe() == (
-            "openness+,neuroticism-0.5: 3 layers of llama\n"
-            "  openness+: 43 neurons, gamma 1.4, positions generated\n"
-            "  neuroticism-0.5: 43 neurons, gamma 0.7, positions generated"
+            "openness+,neuroticism-0.5 on llama, positions generated\n"
+            "  openness+: 43 neurons in layers 0 to 2, npti, gamma 1.4\n"
+            "  neuroticism-0.5: 43 neurons in layers 0 to 2, npti, gamma 0.7\n"
+            f"  tables: 16 slots, 18432 bytes, {tables}"
+        )
+        assert repr(personality) == "Personality(openness+,neuroticism-0.5 on llama)"
+        assert caplog.messages == [personality.describe()]
+    assert (personality.memory(), personality.describe()) == (0, "Personality(unloaded): the model is as it was")
+    dense = with_dense_parts(adapter, 32, layers=[0, 2])
+    with load_personality(tiny_llama, ["openness-", None, "openness-"], dense, slots=4) as personality:
+        assert personality.memory() == 2 * 3 * 4 * 48 * 4 + 2 * 4 * 32 * 4
+        personality.strength = 0.5
+        assert personality.describe() == (
+            "openness-0.5; neutral; openness-0.5 on llama, positions generated\n"
+            "  openness-0.5: 43 neurons in layers 0 to 2, npti, gamma 0.7, and a vector added behind layers 0, 2\n"
+            f"  tables: 4 slots, 5632 bytes, {tables}, model.layers.0.mlp.down_proj, model.layers.2.mlp.down_proj"
         )

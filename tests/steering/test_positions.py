@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
 from equation_4 import activations_of, steered_by_hooks
+from one_by_one import logits_one_by_one
+from tiny_models import tiny
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
@@ -156,6 +161,86 @@ def test_every_way_of_handing_over_the_prompt(tiny_llama, adapter) -> None:
         assert same(both.logits, usual.logits)
 
 
+def check_one_by_one(model, adapter, sequence: Tensor, length: int, logits: Tensor) -> None:
+    """The logits of a row's steps [steps, vocabulary] are those of its tokens fed one by one, the prompt's plain."""
+    steered = [at >= length for at in range(len(sequence))]
+    expected = logits_one_by_one(model, adapter, sequence, steered)[length - 1 : -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("returned", [1, 3])
+def test_beams_score_as_their_tokens_fed_one_by_one(tiny_llama, adapter, returned: int) -> None:
+    ids = prompt(rows=3)
+    search = GREEDY | {"num_beams": 4, "num_return_sequences": returned, "length_penalty": 0.0, "output_scores": True}
+    with load_personality(tiny_llama, SPEC, adapter):
+        output = tiny_llama.generate(ids, **search)
+    assert len(output.sequences) == 3 * returned
+    for sequence, score in zip(output.sequences, output.sequences_scores, strict=True):
+        steered = [at >= 6 for at in range(len(sequence))]
+        logits = logits_one_by_one(tiny_llama, adapter, sequence, steered)[5:-1]
+        chosen = logits.log_softmax(-1).gather(1, sequence[6:, None])
+        torch.testing.assert_close(chosen.sum(), score, rtol=1e-3, atol=1e-3)
+
+
+def test_samples_of_padded_rows_are_as_their_tokens_fed_one_by_one(tiny_llama, adapter) -> None:
+    ids = prompt(rows=3, length=7)
+    ids[0, :3], ids[2, :5] = 0, 0
+    sampled = GREEDY | {"do_sample": True, "num_return_sequences": 3, "attention_mask": (ids != 0).long()}
+    torch.manual_seed(0)
+    with load_personality(tiny_llama, SPEC, adapter):
+        output = tiny_llama.generate(ids, **sampled)
+    assert len({tuple(sequence.tolist()) for sequence in output.sequences}) == 9
+    for row, sequence in enumerate(output.sequences):
+        given = sequence[int((ids[row // 3] == 0).sum()) :]
+        check_one_by_one(tiny_llama, adapter, given, len(given) - NEW, torch.stack([at[row] for at in output.logits]))
+
+
+@pytest.mark.parametrize("draft", ["steered too", "unsteered", "first layers", "looked up"])
+def test_drafts_are_verified_by_the_steered_model(tiny_llama, adapter, draft: str) -> None:
+    ids = prompt(length=5).repeat(1, 2)
+    assistant = copy.deepcopy(tiny_llama)
+    ways: dict[str, object] = {"assistant_model": assistant}
+    if draft == "first layers":
+        ways = {"assistant_early_exit": 2}
+    if draft == "looked up":
+        ways = {"prompt_lookup_num_tokens": 3}
+    steered_assistant = load_personality(assistant, SPEC, adapter) if draft == "steered too" else nullcontext()
+    with load_personality(tiny_llama, SPEC, adapter), steered_assistant:
+        usual = tiny_llama.generate(ids, **GREEDY)
+        drafted = tiny_llama.generate(ids, **GREEDY, **ways)
+    assert torch.equal(drafted.sequences, usual.sequences)
+    check_one_by_one(tiny_llama, adapter, usual.sequences[0], 10, torch.cat(usual.logits))
+    check_one_by_one(tiny_llama, adapter, drafted.sequences[0], 10, torch.cat(drafted.logits)[:NEW])
+
+
+@pytest.mark.parametrize("ways", [{}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}], ids=str)
+def test_sliding_window_shorter_than_the_prompt(tiny_adapter, ways: dict) -> None:
+    model = tiny("Mistral", sliding_window=4, eos_token_id=None, initializer_range=0.3)
+    adapter, ids = tiny_adapter(model), prompt(length=11)
+    with load_personality(model, SPEC, adapter):
+        output = model.generate(ids, **GREEDY, **ways)
+    check_one_by_one(model, adapter, output.sequences[0], 11, torch.cat(output.logits))
+
+
+def test_three_chat_turns_of_two_rows_with_a_kept_cache(tiny_llama, adapter) -> None:
+    turns, conversation, cache, moved = [prompt(2, 6), prompt(2, 3, 2), prompt(2, 4, 3)], None, None, []
+    with load_personality(tiny_llama, SPEC, adapter):
+        outputs = []
+        for turn in turns:
+            conversation = turn if conversation is None else torch.cat([conversation, turn], 1)
+            moved += [False] * (conversation.shape[1] - len(moved))
+            mask = torch.ones_like(conversation)  # or token 0, if it was generated, would be taken for padding
+            output = tiny_llama.generate(conversation, attention_mask=mask, past_key_values=cache, **GREEDY)
+            outputs.append((conversation.shape[1], torch.stack(output.logits, 1)))
+            cache, conversation = output.past_key_values, output.sequences
+            moved += [True] * (NEW - 1)  # the last token is fed as a part of the next turn
+    moved += [False]
+    for row in range(2):
+        expected = logits_one_by_one(tiny_llama, adapter, conversation[row], moved)
+        for length, logits in outputs:
+            torch.testing.assert_close(logits[row], expected[length - 1 :][:NEW], rtol=1e-4, atol=1e-4)
+
+
 def test_no_prompt_at_all_is_a_prompt_of_one_token(tiny_llama, adapter) -> None:
     with load_personality(tiny_llama, SPEC, adapter):
         given = tiny_llama.generate(torch.tensor([[1]]), **GREEDY)
@@ -218,7 +303,7 @@ def test_unknown_positions_are_refused_and_the_model_left_alone(tiny_llama, adap
     before = list(tiny_llama.modules())
     with pytest.raises(NptiError, match="positions is 'everywhere'; expected one of generated, last_prompt"):
         load_personality(tiny_llama, SPEC, adapter, positions="everywhere")
-    with pytest.raises(NptiError, match=r"'answer'.* use 'generated'"):
+    with pytest.raises(NptiError, match=r"'answer' needs the marks .* or with positions='generated'"):
         load_personality(tiny_llama, SPEC, adapter, positions="answer")
     assert list(tiny_llama.modules()) == before
 
@@ -229,8 +314,8 @@ def test_unknown_positions_are_refused_and_the_model_left_alone(tiny_llama, adap
         ((torch.zeros(2, 5),), {}, GenerateCall(2, 5)),
         ((), {"inputs": torch.zeros(2, 5)}, GenerateCall(2, 5)),
         ((), {"input_ids": torch.zeros(3, 4)}, GenerateCall(3, 4)),
-        ((None,), {"inputs_embeds": torch.zeros(2, 7, 8)}, GenerateCall(2, 7)),
-        ((), {"input_ids": torch.zeros(2, 1), "inputs_embeds": torch.zeros(2, 7, 8)}, GenerateCall(2, 7)),
+        ((None,), {"inputs_embeds": torch.zeros(2, 7, 8)}, GenerateCall(2, 7, 7)),
+        ((), {"input_ids": torch.zeros(2, 1), "inputs_embeds": torch.zeros(2, 7, 8)}, GenerateCall(2, 7, 6)),
         ((), {}, GenerateCall(1, 1)),
         ((["a prompt"],), {}, None),
     ],
@@ -241,8 +326,8 @@ def test_generate_call(arguments, keywords, expected) -> None:
 
 def test_first_steered() -> None:
     call = GenerateCall(1, 5)
-    assert [first_steered(positions, call) for positions in Positions] == [5, 4, 0]
-    assert [first_steered(positions, None) for positions in Positions] == [None, None, 0]
+    assert [first_steered(positions, call) for positions in Positions] == [5, 4, 5, 0]
+    assert [first_steered(positions, None) for positions in Positions] == [None, None, None, 0]
 
 
 def test_token_slots() -> None:

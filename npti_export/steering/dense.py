@@ -1,0 +1,54 @@
+"""The dense part in a running model: a module's ``forward`` with the vector of the token's slot added to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+
+from npti_export.steering.output import OutputPlace
+from npti_export.steering.positions import TokenSteering
+from npti_export.steering.tables import SteeringTables
+
+
+class SteeredOutput:
+    """A module's ``forward`` on the instance, so that the module, its type and its names in a state dict stay.
+
+    Args:
+        place: Which module.
+        tables: Those of its layer.
+        steering_for: Says which slot each token of the running forward has; None where nothing is steered.
+    """
+
+    def __init__(
+        self, place: OutputPlace, tables: SteeringTables, steering_for: Callable[[Tensor], TokenSteering | None]
+    ) -> None:
+        self.place = place
+        self._own = vars(place.module).get("forward")
+        self._there = True
+        original = place.module.forward
+
+        @wraps(original)
+        def forward(*arguments: Any, **keywords: Any) -> Tensor:
+            output: Tensor = original(*arguments, **keywords)
+            steering = steering_for(output) if self._there else None
+            if steering is None or tables.residual is None:
+                return output
+            slots = steering.slots.to(output.device) if isinstance(steering.slots, Tensor) else steering.slots
+            return output + tables.residual[slots].to(output)
+
+        self._forward = vars(place.module)["forward"] = forward
+
+    def remove(self) -> None:
+        """Puts back what was there: a ``forward`` of the instance's own, or that of its type.
+
+        One that somebody put over this one since (accelerate's hooks) is left there; this one then adds nothing.
+        """
+        self._there = False
+        if vars(self.place.module).get("forward") is not self._forward:
+            return
+        del vars(self.place.module)["forward"]
+        if self._own is not None:
+            vars(self.place.module)["forward"] = self._own
