@@ -46,6 +46,18 @@ class PersonalityAdapter:
         base_model: The model that the neurons belong to.
         traits: The traits by name, kept in canonical order.
         card: The model card that it was read with, if that was edited by hand; it is written and pushed as it is.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from npti_export.adapter.find import bundled_folder
+    >>> adapter = PersonalityAdapter.from_pretrained(bundled_folder())
+    >>> list(adapter.traits)
+    ['openness', 'conscientiousness', 'extraversion', 'agreeableness', 'neuroticism']
+    >>> print(adapter.personality("Extraversion+, openness-0.5"))
+    openness-0.5,extraversion+
+    >>> with TemporaryDirectory() as folder:
+    ...     adapter.save_pretrained(folder)
+    ...     PersonalityAdapter.from_pretrained(folder, traits=["openness"])
+    PersonalityAdapter(npti-demo: openness ...+/...-)
     """
 
     base_model: BaseModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from npti_export.errors import NptiError
 
@@ -88,3 +88,25 @@ class BaseModel:
                 "its neurons may not mean the same here"
             )
         return None
+
+    def joined(self, newer: BaseModel) -> BaseModel | None:
+        """One record of the model that two adapters were made for, so that they can become one.
+
+        What one of them does not know, as an import does not know the fingerprint, is taken from the other; where both
+        know a revision the newer holds.
+
+        Args:
+            newer: The other record.
+
+        Returns:
+            The record, or None if they are of two models.
+        """
+        if self.id != newer.id:
+            return None
+        known = {}
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(newer, field.name)
+            known[field.name] = mine if theirs in (None, UNKNOWN) else theirs
+            if mine not in (theirs, None, UNKNOWN) and theirs not in (None, UNKNOWN) and field.name != "revision":
+                return None
+        return BaseModel(**known)

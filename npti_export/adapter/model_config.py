@@ -14,13 +14,17 @@ MAX_WIDTH = 2**31 - 1
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What the configs of mixtures of experts call the number of experts."""
+_UNGATED = (
+    *("apertus", "arcee", "bloom", "falcon", "gpt2", "gpt_neo"),
+    *("gpt_neox", "gptj", "nemotron", "opt", "phi", "starcoder2"),
+)
+"""Model types whose layers have no gate beside the up projection, which no config says; others are taken as gated."""
 
 
 def base_model_from_config(name: str, num_layers: int | None = None, neurons_per_layer: int | None = None) -> BaseModel:
     """The shape of a model by its config: a folder's, one in the Hub cache, or the Hub's own.
 
-    Without weights there is no fingerprint, and which revision the neurons were found in is not known. Layers are taken
-    as gated: the published scripts know no others.
+    Without weights there is no fingerprint, and which revision the neurons were found in is not known.
 
     Args:
         name: Hub id or folder of the model.
@@ -63,7 +67,7 @@ def base_model_from_config(name: str, num_layers: int | None = None, neurons_per
         num_layers=given[0],
         neurons_per_layer=(LayerNeurons(dense=given[1]),) * given[0],
         activation=_activation(config) if known else UNKNOWN,
-        gated=True,
+        gated=not (known and config.get_text_config().model_type in _UNGATED),
         fingerprint=None,
     )
 
@@ -76,7 +80,8 @@ def _config(name: str, only_local: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(name, local_files_only=only_local, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
+        first_sentence = " ".join(str(error).split()).split(". ")[0]
+        return first_sentence[:200].rstrip(". ") or type(error).__name__
 
 
 def _shape(config: Any, name: str, otherwise: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = {Pole.HIGH: "#2b6cb0", Pole.LOW: "#c05621"}
 """Blue and orange are told apart by the colour-blind too."""
 DELTA_BINS = 50
-"""Of the histogram of delta, from 0 to the largest one in the adapter."""
+"""Of the histogram of delta, from 0 (or the smallest one, which mean-shift may have below) to the largest one."""
 
 
 def plot_adapter(adapter: PersonalityAdapter) -> Figure:
@@ -45,8 +45,8 @@ def plot_adapter(adapter: PersonalityAdapter) -> Figure:
     if not adapter.traits:
         raise NptiError("The adapter has no traits, so there is nothing to draw.")
     records = [trait.poles for trait in adapter.traits.values()]
-    largest = max((float(pole.neurons.delta.max(initial=0)) for poles in records for pole in poles.values()), default=0)
-    edges = np.linspace(0, largest or 1, DELTA_BINS + 1)
+    deltas = np.concatenate([[0.0], *(pole.neurons.delta for poles in records for pole in poles.values())])
+    edges = np.linspace(deltas.min(), deltas.max() or 1, DELTA_BINS + 1)
     figure = Figure(figsize=(11, 0.9 + 2.4 * len(records)), dpi=120, layout="constrained")
     # A name may hold what matplotlib would take for mathematics.
     figure.suptitle(f"Personalities of {adapter.base_model.id}".replace("$", r"\$"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ def command(
     from npti_export.adapter.model_config import base_model_from_config
     from npti_export.adapter.published import read_published
 
+    loading.hush_hub(quiet)
     base_model = base_model_from_config(model_name, num_layers, neurons_per_layer)
     traits = read_published(folder, base_model)
     where = output or default_adapter_folder(base_model.id)
@@ -87,10 +89,10 @@ def _adapter_in(folder: Path, base_model: BaseModel) -> PersonalityAdapter | Non
     if not (folder / "config.json").exists():
         return None
     adapter = PersonalityAdapter.from_pretrained(folder)
-    there = adapter.base_model
-    if (there.id, there.neurons_per_layer) != (base_model.id, base_model.neurons_per_layer):
+    there, joined = adapter.base_model, adapter.base_model.joined(base_model)
+    if joined is None:
         raise NptiError(
             f"{folder} holds the adapter of another base model ({there.id}, {there.num_neurons} neurons) than this one "
             f"({base_model.id}, {base_model.num_neurons} neurons); choose another --output, or remove that adapter."
         )
-    return adapter
+    return replace(adapter, base_model=joined)

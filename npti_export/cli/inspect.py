@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from npti_export.adapter.records import PoleRecord
 
 NOT_MEASURED = "not measured"
-COLUMNS = ("personality", "neurons", "γ", "calibrated", "judge", "effect", "perplexity ratio", "reliability")
+COLUMNS = ("personality", "neurons", "γ", "judge", "effect", "perplexity ratio")
 
 
 @click.command("inspect", epilog="Example: npti-export inspect adapters/npti-demo --plot npti-demo.png")
@@ -36,8 +36,9 @@ def command(adapter: str | None, model_name: str | None, plot: Path | None, as_j
     from npti_export.adapter.find import DEMO_ID, find_adapter, id_of_model_name
     from npti_export.adapter.hub import fetch_adapter
 
+    loading.hush_hub(as_json)
     name = adapter or str(find_adapter(id_of_model_name(model_name) if model_name else DEMO_ID))
-    folder = Path(name) if Path(name).is_dir() else fetch_adapter(name, None, None)
+    folder = Path(name) if Path(name).is_dir() else fetch_adapter(name)
     loaded = PersonalityAdapter.from_pretrained(folder)
     config = _config_with_sizes(folder)
     if plot:
@@ -72,33 +73,36 @@ def _print(name: str, adapter: PersonalityAdapter, config: Mapping[str, Any]) ->
     from npti_export.adapter.records import NPTI
 
     base = adapter.base_model
-    click.echo(
-        _plain(
-            f"{name}: personalities of {base.id} ({base.model_type}, {base.num_layers} layers, {base.num_neurons:,} "
-            f"neurons, revision {base.revision or 'unknown'}, fingerprint {(base.fingerprint or 'unknown')[:12]})"
-        )
-    )
+    click.echo(_plain(f"{name}: personalities of {base.id}"))
+    known = {"type": base.model_type, "revision": base.revision, "fingerprint": (base.fingerprint or "")[:12]}
+    facts = [f"{base.num_layers} layers", f"{base.num_neurons:,} neurons"]
+    facts += [f"{what} {value or 'unknown'}" for what, value in known.items()]
+    click.echo(_plain(", ".join(facts)))
     table = Table(*COLUMNS)
+    table.columns[0].no_wrap = True  # a name that is cut off could be that of another trait
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    guessed = []
     for trait, entry in adapter.traits.items():
-        reliability = entry.identification.split_half_reliability
         for pole, record in entry.poles.items():
             method = "" if record.method.name == NPTI else f" {record.method.name}"
+            if not record.calibrated:
+                guessed.append(f"{trait}{pole.sign}")
             for by, effect, cost in _measured(record):
-                table.add_row(
-                    f"{trait}{pole.sign}",
-                    f"{len(record.neurons):,}{method}",
-                    f"{record.gamma:g}",
-                    "yes" if record.calibrated else "no",
-                    escape(_plain(by)),
-                    effect,
-                    cost,
-                    NOT_MEASURED if reliability is None else f"{reliability:.3f}",
-                )
+                start = (f"{trait}{pole.sign}", f"{len(record.neurons):,}{method}", f"{record.gamma:g}")
+                table.add_row(*start, escape(_plain(by)), effect, cost)
     loading.print_table(table)
-    for entry in config["traits"].values():
-        source = entry["identification"]["source"]
-        click.echo(f"{entry['bytes']:12,} bytes  {entry['file']} ({source})  SHA-256 {entry['sha256']}")
-    click.echo(f"{config['bytes']:12,} bytes in all  config.json with SHA-256 {config['config_sha256']}")
+    if guessed:
+        click.echo(f"γ not calibrated on this model: {', '.join(guessed)}")
+    for trait, entry in config["traits"].items():
+        made = adapter.traits[trait].identification
+        sure = made.split_half_reliability
+        answers = [f"{made.transcripts:,} answers"] if made.transcripts else []
+        answers += [] if sure is None else [f"split-half reliability {sure:.3f}"]
+        click.echo(f"{entry['file']}: {entry['bytes']:,} bytes, {', '.join([made.source, *answers])}")
+        click.echo(f"  SHA-256 {entry['sha256']}")
+    click.echo(f"config.json, SHA-256 {config['config_sha256']}")
+    click.echo(f"{config['bytes']:,} bytes in all")
 
 
 def _measured(record: PoleRecord) -> list[tuple[str, str, str]]:

@@ -42,14 +42,16 @@ def command(
     written = pulled
     if (folder / "config.json").exists():
         there = PersonalityAdapter.from_pretrained(folder)
-        if replace(there.base_model, revision=pulled.base_model.revision) != pulled.base_model:
+        base_model = there.base_model.joined(pulled.base_model)
+        if base_model is None:
             raise NptiError(
                 f"{folder} holds the adapter of another base model ({there.base_model.id}) than {repo} "
                 f"({pulled.base_model.id}); choose another --output, or remove that adapter."
             )
-        written = replace(pulled, traits={**there.traits, **pulled.traits})
+        written = replace(pulled, base_model=base_model, traits={**there.traits, **pulled.traits})
     written.save_pretrained(folder)
-    loading.notice(f"{repo} at {fetched.name[:12]}: {pulled!r}", quiet)
+    traits_there = ", ".join(pulled.traits)
+    loading.notice(f"{repo} at {fetched.name[:12]}: personalities of {pulled.base_model.id} ({traits_there})", quiet)
     if as_json:
         found = {"folder": str(folder), "commit": fetched.name, "traits": list(pulled.traits)}
         click.echo(json.dumps(found, indent=2))

@@ -65,7 +65,8 @@ def command(
         contents |= {file: data for trait in loaded.traits for file, data in _transcripts(folder, trait).items()}
     check_nothing_private(contents)
 
-    loading.notice(f"{folder}: {loaded!r} to {address}", quiet)
+    traits = ", ".join(loaded.traits)
+    loading.notice(f"Personalities of {loaded.base_model.id} ({traits}) from {folder} to {address}:", quiet)
     listing = [f"{len(contents[file]):12,} bytes  {file}" for file in sorted(contents, key=_place)]
     listing += [f"{sum(map(len, contents.values())):12,} bytes  in {len(contents)} files"]
     card = contents[CARD_NAME].decode(errors="replace")

@@ -44,3 +44,27 @@ def test_another_shape_is_an_error(change, said):
 def test_neurons_are_counted_over_experts_and_layers():
     assert LayerNeurons(dense=5, experts=4, per_expert=6, shared=3).total == 32
     assert replace(MINE, neurons_per_layer=(LayerNeurons(7), LayerNeurons(experts=2, per_expert=5))).num_neurons == 17
+
+
+def test_two_records_of_one_model_are_joined_and_what_either_knows_is_kept():
+    imported = replace(MINE, fingerprint=None, model_type="unknown", activation="unknown")
+    assert imported.joined(MINE) == MINE.joined(imported) == MINE
+    assert imported.joined(imported) == imported
+    older, newer = replace(MINE, revision="1" * 40), replace(MINE, revision="2" * 40)
+    assert older.joined(newer) == newer
+    assert older.joined(MINE) == MINE.joined(older) == older
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "other/model"},
+        {"fingerprint": "d" * 64},
+        {"model_type": "qwen2"},
+        {"gated": False},
+        {"neurons_per_layer": (LayerNeurons(12), LayerNeurons(12), LayerNeurons(13))},
+    ],
+)
+def test_records_of_two_models_are_not(change):
+    assert MINE.joined(replace(MINE, **change)) is None
+    assert replace(MINE, **change).joined(MINE) is None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hub_process import PULL, runner
-from made_by_hand import trait_record
+from made_by_hand import base_model, trait_record
 from small_hub import GUEST_TOKEN, TOKEN, WRONG_TOKEN, Break, no_hub, small_hub
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.base_model import LayerNeurons
+from npti_export.adapter.records import Method
+from npti_export.adapter.residual import ResidualShift
 from npti_export.errors import NptiError
+from npti_export.traits import Pole
 
 REPO = "me/personalities"
 
@@ -206,11 +212,50 @@ def test_what_is_too_large_is_not_fetched(run, hub, uploaded, tmp_path, name):
 
 
 def test_a_download_that_breaks_in_the_middle_is_taken_up_again(run, hub, uploaded, tmp_path):
-    """The client goes on where it was in steps of 10 MB; a file of this size it asks for anew."""
+    """A file of this size the client asks for anew; how it goes on with a large one is tested below."""
     hub.breaks.append(Break("GET", "/large/", "sending"))
     assert pulled(run, tmp_path, traits=["openness"]).traits == {"openness": uploaded.traits["openness"]}
     assert hub.breaks[0].times == 0
     assert len(hub.asked("GET", "/large/")) == 2
+
+
+@pytest.fixture
+def large(hub, adapter):
+    """An adapter with a file of 22 MB on the Hub; the client keeps what came of a file in steps of 10 MB."""
+    vectors = np.random.default_rng(0).normal(size=(85, 2**16)).astype(np.float32)
+    wit = trait_record("wit")
+    high = replace(wit.poles[Pole.HIGH], residual=ResidualShift(np.arange(85, dtype=np.int16), vectors))
+    high = replace(high, neurons=replace(high.neurons, shift=0 * high.neurons.shift), method=Method("residual"))
+    made = PersonalityAdapter(
+        base_model(num_layers=85, neurons_per_layer=(LayerNeurons(dense=12),) * 85),
+        {"wit": replace(wit, poles=wit.poles | {Pole.HIGH: high})},
+    )
+    hub.create(REPO, made.contents(REPO))
+    return made
+
+
+def asked_from(hub):
+    """From which byte on the large file was asked for, each time."""
+    ranges = [headers.get("range", "bytes=0-") for path, headers in hub.headers if path.startswith("/large/")]
+    return [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in ranges]
+
+
+def test_a_large_download_goes_on_where_it_broke_off(run, hub, large, tmp_path):
+    hub.breaks.append(Break("GET", "/large/", "sending"))
+    assert pulled(run, tmp_path) == large
+    assert asked_from(hub) == [0, 10 * 2**20]
+
+
+@pytest.mark.slow
+def test_a_download_that_is_given_up_keeps_whole_files_and_leaves_nothing_half(run, hub, uploaded, tmp_path):
+    hub.breaks.append(Break("GET", "/large/", "sending", times=100))
+    said = run(PULL, REPO, tmp_path / "back", traits=["openness"])
+    assert said.startswith("NptiError: The adapter 'me/personalities' could not be fetched from the Hub (")
+    assert said.endswith("try again, whole files are kept.")
+    assert not (tmp_path / "back").exists()
+    hub.breaks.clear()
+    assert pulled(run, tmp_path, traits=["openness"]).traits == {"openness": uploaded.traits["openness"]}
+    assert len(hub.asked("GET", "/resolve/.*/config.json")) == 1
 
 
 def test_a_download_that_breaks_for_good(run, hub, uploaded, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import DENSE, Family, build
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from npti_export.adapter.model_config import base_model_from_config
@@ -32,6 +33,19 @@ def test_shape_is_that_of_the_running_model(tmp_path: Path, tiny_llama: LlamaFor
         assert getattr(described, what) == getattr(running, what)
     assert described.fingerprint is None
     assert running.check_fit(described) is None
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, id=family.name, marks=[] if family.fast else pytest.mark.slow) for family in DENSE]
+)
+def test_families_are_described_as_they_run(tmp_path: Path, family: Family) -> None:
+    """Whether layers are gated stands in no config; an adapter of which it is said wrongly would fit no model."""
+    model: Any = build(family)
+    model.config.save_pretrained(tmp_path)
+    described, running = base_model_from_config(str(tmp_path)), describe_base_model(model, find_sites(model))
+    assert described.gated == running.gated == (family.wiring != "plain")
+    assert (described.model_type, described.num_layers) == (running.model_type, running.num_layers)
+    assert described.activation == running.activation
 
 
 def test_text_part_of_a_model_that_sees(tmp_path: Path) -> None:

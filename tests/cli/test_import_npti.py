@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from published_results import HIGH, LAYERS, LOW, WIDTH, write_results
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.cli import main
+from npti_export.errors import NptiError
+from npti_export.identification.selection import open_adapter
 from npti_export.steering.personality import load_personality
 from npti_export.traits import Pole
 
@@ -69,6 +73,49 @@ def test_adapter_that_was_identified_does_not_warn(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_personality(model, "openness+", adapter).unload()
+
+
+def test_a_model_without_gates_can_be_steered_by_an_import(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That its layers have none is known of its type; its width stands in no field of its config that is the usual."""
+    config = GPT2Config(n_embd=32, n_layer=LAYERS, n_head=4, n_inner=WIDTH, vocab_size=64, initializer_range=0.3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny-gpt2")
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "tiny-gpt2").eval()
+    code, _, err = run([str(results), "--model", str(tmp_path / "tiny-gpt2"), *SHAPE], capsys)
+    assert code == 0, err
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        plain = model(ids).logits
+        with pytest.warns(UserWarning, match="doses of agreeableness were imported"):
+            personality = load_personality(model, "agreeableness+", positions="all")
+        assert not torch.allclose(model(ids).logits, plain, atol=1e-3)
+        personality.unload()
+        assert torch.equal(model(ids).logits, plain)
+
+
+def test_an_import_and_what_is_identified_come_into_one_folder(
+    results: Path,
+    model: LlamaForCausalLM,
+    tiny_adapter: Callable[..., PersonalityAdapter],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In either order; the weights, which an import does not know, are recorded, and other weights are refused."""
+    arguments = [str(results), "--model", str(tmp_path / "tiny-llama")]
+    identified = tiny_adapter(model, traits=("openness",))
+    assert identified.base_model.fingerprint is not None
+    run([*arguments, "--output", "first"], capsys)
+    opened = open_adapter(Path("first"), identified.base_model, ["openness"])
+    first = opened.with_trait(identified.traits["openness"])
+    identified.save_pretrained("second")
+    run([*arguments, "--output", "second"], capsys)
+    assert PersonalityAdapter.from_pretrained("second") == first
+    assert first.base_model == identified.base_model
+    assert list(first.traits) == ["openness", "agreeableness"]
+    first.save_pretrained("first")
+    with pytest.raises(NptiError, match="first holds the adapter of another base model"):
+        open_adapter(Path("first"), replace(identified.base_model, fingerprint="d" * 64), ["openness"])
 
 
 def test_json_and_quiet(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

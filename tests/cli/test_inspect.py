@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
+import pty
+import struct
+import subprocess
 import sys
+import termios
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_by_hand import base_model, trait_record
+from made_by_hand import base_model, every_method, trait_record
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.plot import plot_adapter
@@ -41,26 +49,55 @@ def folder(adapter: PersonalityAdapter, tmp_path: Path) -> Path:
 def test_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run([str(folder)], capsys)
     assert (code, err) == (0, "")
-    first, *rest = out.splitlines()
-    for part in (str(folder), "someone/small-chat", "llama", "3 layers", "36 neurons", "fingerprint cccccccccccc"):
-        assert part in first
+    first, second, *rest = out.splitlines()
+    assert first == f"{folder}: personalities of someone/small-chat"
+    assert second == "3 layers, 36 neurons, type llama, revision unknown, fingerprint cccccccccccc"
     rows = {
         cells[1]: cells[2:-1] for cells in ([c.strip() for c in line.split("│")] for line in rest) if len(cells) > 1
     }
     assert rows == {
-        "openness+": ["4", "0.7", "yes", "local", "+0.50 [+0.40, +0.60]", "1.25 [1.20, 1.30]", "0.987"],
-        "openness-": ["3", "0.7", "no", "local", "+0.50 [+0.40, +0.60]", "1.25 [1.20, 1.30]", "0.987"],
-        "wit+": ["4", "0.7", "yes", "dose curve", "+0.31", "1.25", "0.987"],
-        "wit-": ["3", "0.7", "no", "not measured", "", "", "0.987"],
+        "openness+": ["4", "0.7", "local", "+0.50 [+0.40, +0.60]", "1.25 [1.20, 1.30]"],
+        "openness-": ["3", "0.7", "local", "+0.50 [+0.40, +0.60]", "1.25 [1.20, 1.30]"],
+        "wit+": ["4", "0.7", "dose curve", "+0.31", "1.25"],
+        "wit-": ["3", "0.7", "not measured", "", ""],
     }
+    assert "γ not calibrated on this model: openness-, wit-" in rest
     for name in ("openness", "wit"):
         data = (folder / f"{name}.safetensors").read_bytes()
-        line = next(line for line in rest if f"{name}.safetensors" in line)
-        assert line.split()[0] == f"{len(data):,}"
-        assert line.split()[-1] == hashlib.sha256(data).hexdigest()
+        at = rest.index(
+            f"{name}.safetensors: {len(data):,} bytes, identified, 60 answers, split-half reliability 0.987"
+        )
+        assert rest[at + 1] == f"  SHA-256 {hashlib.sha256(data).hexdigest()}"
+    digest = json.loads((folder / "config.json").read_bytes())["config_sha256"]
     total = sum(path.stat().st_size for path in folder.iterdir())
-    assert f"{total:,} bytes in all" in rest[-1]
-    assert json.loads((folder / "config.json").read_bytes())["config_sha256"] in rest[-1]
+    assert rest[-2:] == [f"config.json, SHA-256 {digest}", f"{total:,} bytes in all"]
+
+
+def test_no_name_is_cut_off_in_a_narrow_terminal(adapter: PersonalityAdapter, tmp_path: Path) -> None:
+    record = replace(adapter.traits["openness"], name="conscientiousness")
+    PersonalityAdapter(base_model(), {"conscientiousness": record}).save_pretrained(tmp_path / "narrow")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    program = ["-c", "from npti_export.cli import main; main()", "inspect", str(tmp_path / "narrow")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen([sys.executable, *program], stdout=theirs, env=environment | {"TERM": "dumb"})
+    os.close(theirs)
+    shown = read_to_the_end(ours)
+    assert process.wait() == 0
+    table = [line for line in shown.splitlines() if line.startswith("│")]
+    assert all(len(line) <= 80 for line in table)
+    for sign in "+-":
+        assert f"│ conscientiousness{sign} │" in shown
+    assert "…" not in "".join(table)
+
+
+def read_to_the_end(terminal: int) -> str:
+    """What was written to a terminal until nobody had it open any more, which reads as an error."""
+    read = b""
+    with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as file:
+        while data := file.read(4096):
+            read += data
+    return read.decode()
 
 
 def test_json_is_the_config_with_sizes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +122,7 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, capsys: pytes
     assert code == 0
     assert "\x1b" not in out
     rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if "│ openness" in line]
-    assert [row[5:8] for row in rows] == [["[red]j�[31m", "not measured", "not measured"]] * 2
+    assert [row[4:7] for row in rows] == [["[red]j�[31m", "not measured", "not measured"]] * 2
 
 
 def test_picture_is_a_png_in_its_place(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +156,15 @@ def test_picture_shows_what_the_adapter_holds(adapter: PersonalityAdapter) -> No
         assert axes[2 * row].get_title("right") == f"{trait.name}-   3 neurons"
 
 
+def test_picture_shows_neurons_of_every_method() -> None:
+    """Those that are moved by their mean difference may have a delta below 0."""
+    adapter = every_method()
+    axes = plot_adapter(adapter).axes
+    for row, trait in enumerate(adapter.traits.values()):
+        for record, stairs in zip(trait.poles.values(), axes[2 * row + 1].patches, strict=True):
+            assert stairs.get_data().values.sum() == len(record.neurons)
+
+
 def test_picture_that_cannot_be_drawn_or_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,8 +187,6 @@ def test_picture_that_cannot_be_drawn_or_written(
 
 
 def test_matplotlib_is_not_imported_unless_asked_for(folder: Path) -> None:
-    import subprocess
-
     code = (
         "import sys; from npti_export.cli import main\n"
         f"try: main(['inspect', {str(folder)!r}])\n"

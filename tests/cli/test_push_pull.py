@@ -6,12 +6,10 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_process import COMMAND, started
-from made_by_hand import base_model, trait_record
+from made_by_hand import base_model, trait_record, write_config
 from small_hub import GUEST_TOKEN, TOKEN, WRONG_TOKEN, Break, SmallHub, no_hub, small_hub
 
 from npti_export.adapter.adapter import PersonalityAdapter
@@ -257,18 +255,63 @@ def test_pull_does_not_write_over_another_models_adapter(hub, run, adapter, tmp_
     assert PersonalityAdapter.from_pretrained(tmp_path / "mine") == other
 
 
-@pytest.mark.parametrize("identity", ["..", ".", "a\\b"])
-def test_pull_does_not_leave_its_folder(hub, run, tmp_path, identity):
-    """The name of the base model comes from somebody's config."""
-    bad = PersonalityAdapter(base_model(identity), {"wit": trait_record("wit")})
-    try:
-        files: dict[str, Any] = dict(bad.contents(REPO))
-    except ValueError:
-        return  # such an adapter cannot even be written
-    hub.create(REPO, files)
-    refused(run("pull", REPO, "-q"))
-    assert not list(Path(tmp_path).glob("*.safetensors"))
-    assert not (tmp_path / "own").exists() or not list((tmp_path / "own").rglob("*.safetensors"))
+@pytest.mark.parametrize("identity", ["..", ".", "a\\b", "../../x", "/etc"])
+def test_pull_does_not_leave_its_folder(hub, run, adapter, folder, tmp_path, identity):
+    """The name of the base model comes from somebody's config; the adapter goes into a folder of that name."""
+    fields = json.loads((folder / "config.json").read_bytes())
+    fields["base_model"]["id"] = identity
+    write_config(folder, fields)
+    hub.create(REPO, {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    assert "field base_model.id" in refused(run("pull", REPO, "-q"))
+    assert {path.parent for path in tmp_path.rglob("config.json") if "hf" not in path.parts} == {folder}
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize("there_already", [False, True])
+def test_a_pull_whose_connection_is_lost_in_the_middle_writes_nothing(hub, run, adapter, tmp_path, there_already):
+    place = tmp_path / "own" / "someone--small-chat"
+    if there_already:
+        adapter.save_pretrained(place)
+    before = {path.name: path.read_bytes() for path in place.glob("*")}
+    newer = adapter.with_trait(trait_record("wit", seed=77))
+    hub.create(REPO, newer.contents(REPO))
+    hub.breaks.append(Break("GET", "/resolve/.*README.md", "sending", times=100))
+    said = refused(run("pull", REPO))
+    assert said.startswith(f"The adapter '{REPO}' could not be fetched from the Hub (")
+    assert said.endswith("try again, whole files are kept.")
+    assert {path.name: path.read_bytes() for path in place.glob("*")} == before
+    hub.breaks.clear()
+    assert run("pull", REPO, "-q") == (0, f"{place}\n", "")
+    assert PersonalityAdapter.from_pretrained(place) == newer
+
+
+def test_pull_adds_to_an_import_of_the_same_model(hub, run, adapter, folder, tmp_path):
+    """An import knows neither the weights nor, without the model's config, its type."""
+    unsure = base_model(fingerprint=None, model_type="unknown", activation="unknown")
+    PersonalityAdapter(unsure, {"bravery": trait_record("bravery")}).save_pretrained(tmp_path / "mine")
+    hub.create(REPO, adapter.contents(REPO))
+    assert run("pull", REPO, "-q", "--output", "mine")[0] == 0
+    both = PersonalityAdapter.from_pretrained(tmp_path / "mine")
+    assert both.base_model == adapter.base_model
+    assert list(both.traits) == ["openness", "bravery", "wit"]
+
+
+def test_inspect_shows_what_lies_on_the_hub(hub, run, adapter, tmp_path):
+    """It fetches it into the cache and is there without the Hub from then on; nothing of it is the user's own yet."""
+    hub.create(REPO, adapter.contents(REPO), private=True)
+    code, out, err = run("inspect", REPO)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{REPO}: personalities of someone/small-chat\n")
+    for name in ("openness+", "openness-", "wit+", "wit-"):
+        assert f"│ {name}" in out
+    sizes = sum(map(len, adapter.contents(REPO).values()))
+    assert out.endswith(f"{sizes:,} bytes in all\n")
+    assert not (tmp_path / "own").exists()
+    found = json.loads(run("inspect", REPO, "--json")[1])
+    assert (found["adapter"], found["bytes"]) == (REPO, sizes)
+    with no_hub() as nowhere:
+        assert run("inspect", REPO, hub=nowhere) == (0, out, "")
+    assert refused(run("inspect", "me/gone")).startswith("There is no folder 'me/gone' and no such Hub repository")
 
 
 def test_what_pull_cannot_fetch_is_one_sentence(hub, run):
