@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,27 +12,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import default_adapter_folder
-from npti_export.adapter.records import Method
 from npti_export.errors import NptiError
-from npti_export.evaluation.calibration import DOSES, MAX_FLUENCY, calibrate
+from npti_export.evaluation.calibration import DOSES, DOSES_BY_MEAN, calibrate, most_answers
+from npti_export.evaluation.calibration_file import read_done, write_done
 from npti_export.evaluation.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
+from npti_export.evaluation.trial import MAX_FLUENCY
 from npti_export.identification.answer_faults import AnswerFaults
 from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import IDENTIFICATION_DECODING
-from npti_export.identification.files import TraitFiles, digest, file_sha256, write_beside
+from npti_export.identification.files import TraitFiles, digest, file_sha256
 from npti_export.identification.measurement import Measurement
 from npti_export.identification.questions import HELD_BACK as HELD_BACK
 from npti_export.identification.questions import MAX_QUESTIONS, Material
 from npti_export.identification.questions import split_questions as split_questions
-from npti_export.identification.selection import open_adapter, run_select
+from npti_export.identification.selection import open_adapter, run_selects
+from npti_export.identification.selector import Selector, ways_to_try
 from npti_export.identification.stages import RELIABILITY, Work, run_elicit_and_measure
 from npti_export.steering.sites import describe_base_model, find_sites
-from npti_export.traits import TRAIT_NAME, trait_named
+from npti_export.traits import TRAIT_NAME, Pole, trait_named
 from npti_export.traits.material import Persona, Question, shipped_personas, shipped_questions
 
-PAPER = Method()
-"""The paper's thresholds."""
+PAPER = Selector()
+"""The paper's method and thresholds."""
 POOR_AUC = 0.7
 """Below this the personas did not take: the judge can hardly tell the poles' answers apart."""
 MANY_FAULTS = 0.2
@@ -52,12 +53,14 @@ class Identified:
         folder: Where it was written.
         auc: How well the local judge told the poles' answers apart, cross-validated, by trait.
         measurements: What was measured, by trait: how sure it is, how many answers say little.
+        reasons: Why each pole is steered as it is, by trait.
     """
 
     adapter: PersonalityAdapter
     folder: Path
     auc: dict[str, float]
     measurements: dict[str, Measurement]
+    reasons: dict[str, dict[Pole, str]]
 
 
 def identify(
@@ -70,7 +73,7 @@ def identify(
     personas: Callable[[str], list[Persona]] | None = None,
     max_questions: int = MAX_QUESTIONS,
     reliability: float = RELIABILITY,
-    method: Method = PAPER,
+    selector: Selector = PAPER,
     batch_size: int = 32,
     seed: int = 0,
     stage: Stage | None = None,
@@ -79,9 +82,10 @@ def identify(
     """Finds the neurons of traits in a chat model, finds their dose, and writes the adapter.
 
     Elicits answers in character block by block, measures every neuron on the generated tokens until two halves of the
-    answers agree, selects those that fire more at one pole (paper, section 3), and calibrates γ of each pole on
-    questions held back. Transcripts and statistics are kept beside the adapter; a run that was broken off, even killed,
-    goes on with what is there. The same inputs give the same bytes.
+    answers agree, selects those that fire more at one pole (paper, section 3) or differ otherwise, and finds for each
+    pole, on questions held back, γ and the best of the ways that the method allows. Transcripts, statistics and what
+    was tried are kept beside the adapter; a run that was broken off, even killed, goes on with what is there. The same
+    inputs give the same bytes.
 
     Args:
         model: The chat model.
@@ -91,16 +95,16 @@ def identify(
             holds are kept.
         questions: Gives the identification questions of a trait; None takes the shipped ones.
         personas: Gives the personas of a trait; None takes the shipped ones.
-        max_questions: How many questions are asked at each pole at most; 20 more are held back for the dose.
+        max_questions: How many questions are asked at each pole at most; 30 more are held back for the dose.
         reliability: Split-half reliability of delta at which no more are asked; 1 asks all.
-        method: The thresholds by which neurons are chosen.
+        selector: Method and thresholds by which neurons are chosen; the method ``auto`` tries them all.
         batch_size: Rows of one forward or ``generate`` call.
         seed: Decides the order of the questions and which persona gets which.
         stage: Shows progress.
         warn: Told what the user should know.
 
     Returns:
-        The adapter, its folder, and how well the personas took.
+        The adapter, its folder, how well the personas took, and why each pole is steered as it is.
 
     Raises:
         NptiError: If the model is not understood, there are too few questions, or the folder holds another base
@@ -111,9 +115,10 @@ def identify(
     # What would fail late is refused before any work: the model, the material of every trait, the folder.
     material = plan_traits(names, questions, personas, max_questions, seed)
     work = work_with(model, tokenizer, batch_size)
+    selector.layer_range(work.base_model.num_layers)
     folder = Path(output) if output is not None else default_adapter_folder(work.base_model.id)
     adapter = open_adapter(folder, work.base_model, names)
-    auc, measurements = {}, {}
+    auc, measurements, reasons = {}, {}, {}
     for name, given in material.items():
         files = TraitFiles(folder, name)
         with stage(f"{name}: ask and measure answers in character", 2 * len(given.planned)) as progress:
@@ -121,20 +126,22 @@ def identify(
         judge = LocalJudge.train(transcripts)
         auc[name], measurements[name] = judge.auc, measured
         warn_of_answers(name, judge.auc, measured, warn)
-        record = run_select(name, statistics, measured, method)
+        has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
+        ways = run_selects(name, statistics, measured, ways_to_try(selector, work.base_model.num_layers, has_stream))
         decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
-        measured_sha256 = file_sha256(files.measurement)
-        made_with = digest(work.decides, measured_sha256, method, given.held_back, decoding, DOSES, MAX_FLUENCY)
-        if _is_done(files, adapter, made_with):
-            continue
-        adapter = adapter.with_trait(record)
-        with stage(f"{name}: find the dose", (2 * len(DOSES) + 1) * len(given.held_back)) as progress:
-            adapter = adapter.with_trait(
-                calibrate(model, tokenizer, adapter, name, given.held_back, judge, decoding, progress)
-            )
-        adapter.save_pretrained(folder)
-        _mark_done(files, made_with)
-    return Identified(adapter, folder, auc, measurements)
+        budget = (DOSES, DOSES_BY_MEAN, MAX_FLUENCY)
+        made_with = digest(work.decides, file_sha256(files.measurement), selector, given.held_back, decoding, budget)
+        done = read_done(files, adapter, made_with)
+        if done is None:
+            with stage(f"{name}: find the dose", most_answers(ways, len(given.held_back))) as progress:
+                calibration = calibrate(
+                    model, tokenizer, work.base_model, ways, given.held_back, judge, decoding, progress
+                )
+            adapter = adapter.with_trait(calibration.trait)
+            adapter.save_pretrained(folder)
+            done = write_done(files, made_with, calibration)
+        reasons[name] = done
+    return Identified(adapter, folder, auc, measurements, reasons)
 
 
 def plan_traits(
@@ -202,26 +209,6 @@ def warn_of_answers(name: str, auc: float, measured: Measurement, warn: Callable
 
 def _many(faults: AnswerFaults) -> bool:
     return max(faults.empty, faults.repeating) >= MANY_FAULTS * faults.answers
-
-
-def _is_done(files: TraitFiles, adapter: PersonalityAdapter, made_with: str) -> bool:
-    """Whether the trait stands in the adapter as this run would leave it, dose included."""
-    record = adapter.traits.get(files.trait)
-    if record is None or not all(pole.calibrated for pole in record.poles.values()):
-        return False
-    try:
-        return files.done.read_bytes() == _done(files, made_with)
-    except OSError:
-        return False
-
-
-def _mark_done(files: TraitFiles, made_with: str) -> None:
-    write_beside(files.done, _done(files, made_with))
-
-
-def _done(files: TraitFiles, made_with: str) -> bytes:
-    sha256 = file_sha256(files.folder / f"{files.trait}.safetensors")
-    return (json.dumps({"made_with": made_with, "adapter_sha256": sha256}, indent=2) + "\n").encode()
 
 
 def _shipped_personas(trait: str) -> list[Persona]:

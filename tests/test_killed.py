@@ -13,8 +13,8 @@ from npti_export.adapter.adapter import PersonalityAdapter
 
 KILLS = 8
 LAST_STEPS = (30, 60, 90)
-"""A kill comes at one of the first 30, 60 or 90 steps, in turn; a run has 120: for each of two traits about 20 to ask
-and measure, and 40 to find the dose, which begins anew."""
+"""A kill comes at one of the first 30, 60 or 90 steps, in turn; a run has about 150: for each of two traits about 20 to
+ask and measure, and 55 to find the dose, which begins anew."""
 
 # Forked from a process that has imported everything and run nothing: a new interpreter a kill would take a minute.
 FORKS = multiprocessing.get_context("forkserver")

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from identify_process import TOKENIZER, chat_model, contents, many_questions, personas, questions, run
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM
 
 from npti_export.adapter.adapter import PersonalityAdapter
-from npti_export.adapter.records import Method
 from npti_export.errors import NptiError
 from npti_export.identification.elicit import read_transcripts
-from npti_export.identification.files import TraitFiles
+from npti_export.identification.files import TraitFiles, digest
 from npti_export.identification.questions import BLOCK_QUESTIONS
 from npti_export.identification.selection import read_measured, select_into
+from npti_export.identification.selector import Selector
 from npti_export.identification.stages import run_elicit, run_measure
 from npti_export.pipeline import HELD_BACK, Identified, identify, plan_traits, split_questions, work_with
 from npti_export.steering.personality import load_personality
@@ -42,6 +46,12 @@ def generating(model: LlamaForCausalLM) -> Iterator[list[int]]:
         yield rows
     finally:
         hook.remove()
+
+
+def dose_answers(folder: Path, trait: str = "openness") -> int:
+    """How many answers finding the dose took, from what is told of it: the unsteered ones and those of each dose."""
+    told = json.loads((folder / "statistics" / f"{trait}.done.json").read_bytes())["poles"]
+    return (1 + sum(len(way["doses"]) for pole in told.values() for way in pole["tried"])) * HELD_BACK
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +87,26 @@ def test_what_a_run_leaves(first: Identified) -> None:
     for pole, of_pole in record.poles.items():
         assert found.tokens[pole] == sum(len(t.token_ids) - 1 for t in transcripts if t.pole is pole)
         assert of_pole.calibrated
-        assert len(of_pole.dose_curve) == 6
+        assert of_pole.method.name == "npti"
         assert of_pole.gamma in {point.gamma for point in of_pole.dose_curve}
+        told = json.loads(files["statistics/openness.done.json"])["poles"][pole]
+        assert told["reason"] == first.reasons["openness"][pole]
+        ways = {way["way"] for way in told["tried"]}
+        assert ways == {"npti, δ ≥ 0.1, caps opposite", "npti, δ ≥ 0.1, caps none", "npti, δ ≥ 0.2, caps none"}
+        curve = {point.gamma: (point.effect, point.fluency) for point in of_pole.dose_curve}
+        taken = {dose["gamma"]: (dose["effect"][0], dose["fluency"][0]) for dose in told["tried"][0]["doses"]}
+        assert curve == taken
     statistics, measurement, base_model = read_measured(TraitFiles(first.folder, "openness"))
     assert base_model == adapter.base_model
     assert measurement == first.measurements["openness"]
     [point] = measurement.curve
     assert (point.questions, point.split_half) == (6, found.split_half_reliability)
-    assert (point.overlap, point.margin) == (found.selection_overlap, found.delta_margin)
+    for pole, of_pole in record.poles.items():
+        if of_pole.method.min_difference == 0.1:  # the curve is of the paper's thresholds
+            assert (point.overlap[pole], point.margin[pole]) == (
+                found.selection_overlap[pole],
+                found.delta_margin[pole],
+            )
     halves = [
         statistics[Pole.HIGH].halves[half].probability - statistics[Pole.LOW].halves[half].probability
         for half in (0, 1)
@@ -159,7 +181,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     with generating(model) as rows:
         run(folder, model=model)
     assert contents(folder) == contents(first.folder)
-    assert sum(rows) == 12 - kept + 13 * HELD_BACK
+    assert sum(rows) == 12 - kept + dose_answers(folder)
 
 
 def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path) -> None:
@@ -169,7 +191,7 @@ def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path) -> None:
     other = chat_model(seed=1)
     with generating(other) as rows:
         run(folder, model=other)
-    assert sum(rows) == 12 + 13 * HELD_BACK
+    assert sum(rows) == 12 + dose_answers(folder)
     assert sorted(path.name for path in (folder / "transcripts").iterdir()) == ["openness.json", "openness.jsonl"]
 
 
@@ -257,7 +279,7 @@ def test_a_folder_without_the_right_to_write_is_refused(first: Identified, tmp_p
     [
         (
             {"questions": lambda trait: questions(trait)[:24]},
-            "There are 24 different questions; at least 25 are needed",
+            "There are 24 different questions; at least 35 are needed",
         ),
         ({"questions": lambda trait: questions(trait)[:10] * 9}, "There are 10 different questions"),
         ({"questions": lambda _trait: []}, "There are 0 different questions"),
@@ -280,11 +302,11 @@ def test_questions_are_split_evenly_over_facets() -> None:
     asked, held_back = split_questions(many, 12, seed=0)
     assert [len(asked), len(held_back)] == [12, HELD_BACK]
     assert not {question.text for question in asked} & {question.text for question in held_back}
-    for part, least in ((asked, 4), (held_back, 6)):
+    for part, least in ((asked, 4), (held_back, 10)):
         assert all(sum(question.facet == facet for question in part) >= least for facet in ("a", "b", "c"))
     assert split_questions(many, 12, seed=0) == (asked, held_back)
     assert split_questions(many, 12, seed=1) != (asked, held_back)
-    assert [len(part) for part in split_questions(many, 1000, seed=0)] == [70, 20]
+    assert [len(part) for part in split_questions(many, 1000, seed=0)] == [60, 30]
 
 
 def test_it_stops_when_the_halves_agree_and_not_before(tmp_path: Path) -> None:
@@ -299,7 +321,7 @@ def test_it_stops_when_the_halves_agree_and_not_before(tmp_path: Path) -> None:
     with generating(model) as rows:
         found = run(tmp_path / "stopped", model=model, questions=many_questions, reliability=goal)
     assert found.measurements["openness"].curve == curve[: stops // BLOCK_QUESTIONS]
-    assert sum(rows) == 2 * stops + 13 * HELD_BACK
+    assert sum(rows) == 2 * stops + dose_answers(tmp_path / "stopped")
     early = run(tmp_path / "early", questions=many_questions, reliability=0.0)
     assert early.measurements["openness"].curve == curve[:3]  # not before 30 questions
     transcripts = read_transcripts(tmp_path / "whole" / "transcripts" / "openness.jsonl")
@@ -311,7 +333,7 @@ def test_more_questions_take_up_the_answers_that_are_there(tmp_path: Path) -> No
     model = chat_model()
     with generating(model) as rows:
         run(tmp_path / "adapter", model=model, questions=many_questions, reliability=1.0)
-    assert sum(rows) == 2 * 24 + 13 * HELD_BACK
+    assert sum(rows) == 2 * 24 + dose_answers(tmp_path / "adapter")
     run(tmp_path / "whole", questions=many_questions, reliability=1.0)
     assert contents(tmp_path / "adapter") == contents(tmp_path / "whole")
     again = chat_model()
@@ -334,7 +356,7 @@ def test_stages_one_by_one_write_what_identify_writes(tmp_path: Path) -> None:
     told.clear()
     assert run_measure(work, files, told.append) == whole.measurements["openness"]
     assert sum(told) == 120
-    adapter = select_into(folder, ["openness"], Method())
+    adapter = select_into(folder, ["openness"], Selector())
     expected = contents(whole.folder)
     for name, data in contents(folder).items():
         if name.startswith(("transcripts", "statistics")):
@@ -342,13 +364,19 @@ def test_stages_one_by_one_write_what_identify_writes(tmp_path: Path) -> None:
     for pole, record in adapter.traits["openness"].poles.items():
         calibrated = whole.adapter.traits["openness"].poles[pole]
         assert (record.calibrated, record.gamma, record.dose_curve) == (False, 1.4, ())
+        select_into(folder, ["openness"], Selector(min_difference=calibrated.method.min_difference))
+        same = PersonalityAdapter.from_pretrained(folder).traits["openness"]
         for array in ("layer", "index", "target", "delta", "mean_difference", "effect_size"):
-            np.testing.assert_array_equal(getattr(record.neurons, array), getattr(calibrated.neurons, array))
-    assert adapter.traits["openness"].identification == whole.adapter.traits["openness"].identification
+            np.testing.assert_array_equal(getattr(same.poles[pole].neurons, array), getattr(calibrated.neurons, array))
+        made, found = same.identification, whole.adapter.traits["openness"].identification
+        assert made.selection_overlap[pole] == found.selection_overlap[pole]
+        assert replace(made, selection_overlap=None, delta_margin=None) == replace(
+            found, selection_overlap=None, delta_margin=None
+        )
     model = chat_model()
     with generating(model) as rows:
         run(folder, model=model, questions=many_questions, reliability=1.0)
-    assert sum(rows) == 13 * HELD_BACK  # only the dose was left to find
+    assert sum(rows) == dose_answers(folder)  # only the dose was left to find
     assert contents(folder) == expected
 
 
@@ -356,7 +384,7 @@ def test_select_takes_other_thresholds(first: Identified, tmp_path: Path) -> Non
     run(tmp_path / "adapter")
     chosen = {}
     for min_difference in (0.02, 0.1, 0.4):
-        adapter = select_into(tmp_path / "adapter", ["openness"], Method(min_difference=min_difference))
+        adapter = select_into(tmp_path / "adapter", ["openness"], Selector(min_difference=min_difference))
         record = adapter.traits["openness"].poles[Pole.HIGH]
         assert record.method.min_difference == min_difference
         assert (record.neurons.delta >= np.float32(min_difference)).all() or len(record.neurons) == 1
@@ -367,9 +395,94 @@ def test_select_takes_other_thresholds(first: Identified, tmp_path: Path) -> Non
     assert contents(tmp_path / "adapter") == contents(first.folder)
 
 
+@pytest.mark.slow
+def test_every_method_is_selected_calibrated_and_steers(first: Identified, tmp_path: Path) -> None:
+    """From the statistics that are there, without a new answer in character; the same bytes twice."""
+    folder = tmp_path / "adapter"
+    run(folder)
+    expected = {"mean-shift": (36, 72), "residual": None, "hybrid": (36,)}  # a quarter or half of 144
+    for method, counts in expected.items():
+        for record in select_into(folder, ["openness"], Selector(method)).traits["openness"].poles.values():
+            assert (record.method.name, record.calibrated, record.gamma, record.caps) == (method, False, 1.0, "none")
+            assert counts is None or len(record.neurons) == counts[0]
+        with generating(model := chat_model()) as rows:
+            found = run(folder, model=model, selector=Selector(method))
+        assert sum(rows) >= dose_answers(folder)  # and what was asked of ways of which another was better
+        for pole, record in found.adapter.traits["openness"].poles.items():
+            assert record.calibrated
+            assert record.method.name == method
+            assert counts is None or len(record.neurons) in counts
+            assert (record.residual is not None) == (method != "mean-shift")
+            assert found.reasons["openness"][pole].startswith(method)
+            with load_personality(chat_model(), f"openness{pole.sign}", folder):
+                pass
+        before = contents(folder)
+        with generating(model) as rows:
+            again = run(folder, model=model, selector=Selector(method))
+        assert (contents(folder), rows, again.reasons) == (before, [], found.reasons)
+    run(folder)
+    assert contents(folder) == contents(first.folder)
+
+
+@pytest.mark.slow
+def test_auto_tries_every_method_and_takes_for_each_pole_its_own(first: Identified, tmp_path: Path) -> None:
+    found = run(tmp_path / "adapter", selector=Selector("auto"))
+    told = json.loads((tmp_path / "adapter" / "statistics" / "openness.done.json").read_bytes())["poles"]
+    for pole, record in found.adapter.traits["openness"].poles.items():
+        ways = [way["way"] for way in told[pole]["tried"]]
+        assert sorted(way.split()[0].strip(",") for way in ways) == ["hybrid", "mean-shift", *["npti"] * 3, "residual"]
+        assert ways[0].split()[0].strip(",") == record.method.name
+        affordable = [
+            dose["effect"][0] for way in told[pole]["tried"] for dose in way["doses"] if dose["fluency"][2] <= 1.5
+        ]
+        assert affordable
+        assert record.caps == "opposite" or max(affordable) >= record.dose_curve[0].effect
+    run(tmp_path / "again", selector=Selector("auto"))
+    assert contents(tmp_path / "again") == contents(tmp_path / "adapter")
+
+
+def test_auto_is_not_for_select(first: Identified) -> None:
+    before = contents(first.folder)
+    with pytest.raises(NptiError, match="The method auto is found by measuring answers, which select does not"):
+        select_into(first.folder, ["openness"], Selector("auto"))
+    assert contents(first.folder) == before
+
+
+def test_layers_that_the_model_has_not_are_refused_before_any_work(tmp_path: Path) -> None:
+    refused(tmp_path / "adapter", "--layers is 1-3; the model has the layers 0 to 2", selector=Selector(layers=(1, 3)))
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_statistics_of_before_the_residual_stream_do_for_npti_and_are_measured_again(
+    first: Identified, tmp_path: Path
+) -> None:
+    """As an earlier release wrote them: select goes on from them, identify measures again without a new answer."""
+    folder = tmp_path / "adapter"
+    run(folder)
+    files = TraitFiles(folder, "openness")
+    measurement = json.loads(files.measurement.read_bytes())
+    for pole in Pole:
+        path = files.statistics(pole)
+        with safe_open(path, framework="numpy") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        del tensors["stream"]
+        save_file(tensors, path, metadata=metadata)
+        measurement["statistics_sha256"][pole] = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = measurement["source"]["transcripts_sha256"]
+    measurement["measured_with"] = digest(work_with(chat_model(), TOKENIZER, 8).decides, source)
+    files.measurement.write_text(json.dumps(measurement))
+    assert len(select_into(folder, ["openness"], Selector()).traits["openness"].poles[Pole.HIGH].neurons)
+    with pytest.raises(NptiError, match="The statistics hold no residual stream, which the method residual"):
+        select_into(folder, ["openness"], Selector("residual"))
+    with generating(model := chat_model()) as rows:
+        run(folder, model=model)
+    assert sum(rows) == dose_answers(folder)
+    assert contents(folder) == contents(first.folder)
+
+
 def test_select_without_statistics_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(NptiError, match=r"statistics/openness\.json is not there; `npti-export measure` writes it"):
-        select_into(tmp_path, ["openness"], Method())
+        select_into(tmp_path, ["openness"], Selector())
     with pytest.raises(NptiError, match="`npti-export elicit --trait openness` writes them"):
         run_measure(work_with(chat_model(), TOKENIZER), TraitFiles(tmp_path, "openness"))
 
@@ -382,7 +495,7 @@ def test_statistics_of_another_measurement_are_not_taken(first: Identified, tmp_
     run(folder)
     (folder / "statistics" / "openness_low.safetensors").write_bytes(other)
     with pytest.raises(NptiError, match=r"is not the file that openness\.json names; measure again"):
-        select_into(folder, ["openness"], Method())
+        select_into(folder, ["openness"], Selector())
     run(folder)
     assert contents(folder) == contents(first.folder)
 

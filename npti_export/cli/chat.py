@@ -40,8 +40,9 @@ def command(
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
 
     from npti_export.steering.personality import load_personality
+    from npti_export.steering.thinking import Thinking
 
-    with load_personality(model, personality, adapter) as loaded:
+    with load_personality(model, personality, adapter, thinking=Thinking.of(tokenizer)) as loaded:
         loading.notice(f"Personality {loaded.spec}. {HELP}", quiet)
         converse(model, tokenizer, loaded, max_new_tokens, quiet)
 

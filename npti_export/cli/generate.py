@@ -52,10 +52,11 @@ def command(
 
     from npti_export.identification.answers import Decoding, Prompt, generate_answers
     from npti_export.steering.personality import load_personality
+    from npti_export.steering.thinking import Thinking
 
     decoding = Decoding(max_new_tokens, repetition_penalty=1.15, batch_size=1)
     answers: dict[str, str] = {}
-    with load_personality(model, specs[-1], adapter) as loaded:
+    with load_personality(model, specs[-1], adapter, thinking=Thinking.of(tokenizer)) as loaded:
         for one in specs:
             loaded.set(one)
             answers[str(one)] = generate_answers(model, tokenizer, [Prompt(prompt)], decoding)[0].text

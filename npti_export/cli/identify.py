@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from npti_export.cli import loading, material, options
+
+if TYPE_CHECKING:
+    from npti_export.identification.selector import Selector
 
 
 @click.command("identify", epilog="Example: npti-export identify --trait openness --model Qwen/Qwen2.5-7B-Instruct")
@@ -26,8 +30,7 @@ from npti_export.cli import loading, material, options
     show_default=True,
     help="Split-half reliability of delta at which no more questions are asked, from 30 on; 1 asks all.",
 )
-@material.min_difference
-@material.percentile
+@material.selector
 @options.device
 @options.dtype
 @options.batch_size
@@ -43,8 +46,7 @@ def command(
     personas_file: Path | None,
     max_questions: int,
     reliability: float,
-    min_difference: float,
-    percentile: float,
+    selector: Selector,
     device: str,
     dtype: str,
     batch_size: int,
@@ -55,15 +57,14 @@ def command(
     """Find the neurons of a trait in a chat model and write the adapter.
 
     The model answers questions in character at both poles, until two halves of the answers agree; the neurons that fire
-    more at one pole are kept; the dose of each pole is found on questions held back. Transcripts and statistics stay
-    beside the adapter, and a run that was stopped, even killed, goes on. The commands elicit, measure and select do the
-    first three steps one by one.
+    more at one pole are kept; the dose of each pole, and with --method auto what moves it, is found on questions held
+    back. Transcripts and statistics stay beside the adapter, and a run that was stopped, even killed, goes on. The
+    commands elicit, measure and select do the first three steps one by one.
     """
     names = material.wanted_traits(traits, all_traits)
     readers = material.readers(names, questions_file, personas_file)
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
 
-    from npti_export.adapter.records import Method
     from npti_export.pipeline import identify
 
     found = identify(
@@ -74,7 +75,7 @@ def command(
         **readers,
         max_questions=max_questions,
         reliability=reliability,
-        method=Method(min_difference=min_difference, percentile=percentile),
+        selector=selector,
         batch_size=batch_size,
         seed=seed,
         stage=partial(loading.stage, quiet=quiet),
@@ -88,6 +89,7 @@ def command(
             rows.append(
                 {
                     "personality": f"{name}{pole.sign}",
+                    "method": record.method.name,
                     "neurons": len(record.neurons),
                     "gamma": record.gamma,
                     "effect": next((p.effect for p in record.dose_curve if p.gamma == record.gamma), None),
@@ -97,6 +99,7 @@ def command(
                     "selection_overlap": (made.selection_overlap or {}).get(str(pole)),
                     "delta_margin": (made.delta_margin or {}).get(str(pole)),
                     "judge_auc": round(found.auc[name], 4),
+                    "reason": found.reasons[name][pole],
                     "answers": {
                         "total": faults.answers,
                         "empty": faults.empty,
@@ -110,8 +113,9 @@ def command(
         return
     for row in rows:
         click.echo(
-            f"{row['personality']:20} {row['neurons']:6} neurons   gamma {row['gamma']:<4}   "
+            f"{row['personality']:20} {row['method']:10} {row['neurons']:6} neurons   gamma {row['gamma']:<4}   "
             f"effect {row['effect']:+.2f} at {row['fluency']:.2f}x perplexity   "
             f"reliability {row['reliability']:.3f} with {row['questions']} questions   judge AUC {row['judge_auc']:.2f}"
         )
+        click.echo(f"  {row['reason']}")
     click.echo(f"Written to {found.folder}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from npti_export.cli import material, options
+
+if TYPE_CHECKING:
+    from npti_export.identification.selector import Selector
 
 
 @click.command("select", epilog="Example: npti-export select --trait openness --min-difference 0.2")
@@ -15,36 +19,33 @@ from npti_export.cli import material, options
 @material.all_traits
 @options.model
 @material.output
-@material.min_difference
-@material.percentile
+@material.selector
 @options.as_json
 def command(
     traits: tuple[str, ...],
     all_traits: bool,
     model_name: str | None,
     output: Path | None,
-    min_difference: float,
-    percentile: float,
+    selector: Selector,
     as_json: bool,
 ) -> None:
-    """Choose neurons by other thresholds from statistics that are there, and write the adapter.
+    """Choose neurons by another method or other thresholds from statistics that are there, and write the adapter.
 
-    The dose is the paper's and is marked as not calibrated; `identify` with the same thresholds takes up answers and
-    statistics and finds it.
+    The dose is the paper's, or 1 where it has none, and is marked as not calibrated; `identify` with the same options
+    takes up answers and statistics and finds it. --method auto is for `identify` alone, which can measure.
     """
     names = material.wanted_traits(traits, all_traits)
 
     from npti_export.adapter.find import default_adapter_folder, id_of_model_name
-    from npti_export.adapter.records import Method
     from npti_export.demo import DEMO_MODEL
     from npti_export.identification.selection import select_into
 
     folder = output or default_adapter_folder(id_of_model_name(model_name or str(DEMO_MODEL)))
-    method = Method(min_difference=min_difference, percentile=percentile)
-    adapter = select_into(folder, names, method)
+    adapter = select_into(folder, names, selector)
     rows = [
         {
             "personality": f"{name}{pole.sign}",
+            "method": record.method.name,
             "neurons": len(record.neurons),
             "reliability": adapter.traits[name].identification.split_half_reliability,
             "selection_overlap": (adapter.traits[name].identification.selection_overlap or {}).get(str(pole)),
@@ -61,4 +62,4 @@ def command(
             f"{row['personality']:20} {row['neurons']:6} neurons   reliability {row['reliability']:.3f}   "
             f"overlap of the halves' selections {row['selection_overlap']:.2f}"
         )
-    click.echo(f"Written to {folder}, not calibrated: identify with the same thresholds finds the dose.")
+    click.echo(f"Written to {folder}, not calibrated: identify with the same options finds the dose.")

@@ -1,4 +1,5 @@
-"""The placebo: as many random neurons in the same layers with the same shifts, so that only the choice differs."""
+"""The placebo: as many random neurons in the same layers with the same shifts, and as long a random vector behind the
+same layers as the residual is, so that only the choice differs."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.residual import ResidualShift
 from npti_export.traits import Pole
 
 
 def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> PersonalityAdapter:
-    """The adapter with the neurons of one trait exchanged for random ones of the same layers.
+    """The adapter with the neurons of one trait exchanged for random ones of the same layers, residuals likewise.
 
     Neurons that belong to neither pole are taken as long as a layer has enough of them, so that the placebo does not
-    steer by accident, and the poles share none, as in the adapter; targets, shifts and deltas stay the same values.
+    steer by accident; the poles share some only where they do in the adapter (``mean-shift``). Targets, shifts and
+    deltas stay the same values. A residual becomes a vector of random direction and the same length.
 
     Args:
         adapter: The adapter.
@@ -29,11 +32,27 @@ def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> Personalit
         chosen = np.isin(np.arange(neurons.dense), np.concatenate([index[pole][places[pole]] for pole in Pole]))
         order = rng.permutation(neurons.dense)
         order = np.concatenate([order[~chosen[order]], order[chosen[order]]])
+        high, low = (index[pole][places[pole]] for pole in Pole)
+        shared = np.intersect1d(high, low).size > 0
         for pole in Pole:
-            drawn, order = np.split(order, [len(places[pole])])
+            drawn, left = np.split(order, [len(places[pole])])
             index[pole][places[pole]] = np.sort(drawn)
+            order = order if shared else left
     poles = {
-        pole: replace(of_pole, neurons=replace(of_pole.neurons, index=index[pole]))
+        pole: replace(
+            of_pole,
+            neurons=replace(of_pole.neurons, index=index[pole]),
+            residual=of_pole.residual and _random_residual(of_pole.residual, rng),
+        )
         for pole, of_pole in record.poles.items()
     }
     return adapter.with_trait(replace(record, poles=poles))
+
+
+def _random_residual(residual: ResidualShift, rng: np.random.Generator) -> ResidualShift:
+    """Vectors of random direction, each as long as the one in its place."""
+    drawn = rng.standard_normal(residual.vector.shape)
+    lengths = [
+        np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (residual.vector.astype(np.float64), drawn)
+    ]
+    return replace(residual, vector=(drawn * (lengths[0] / lengths[1])).astype(np.float32))

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.errors import NptiError
+from npti_export.steering.thinking import Thinking
 
 Progress = Callable[[int], None]
 """Told how many more are done."""
@@ -28,7 +29,7 @@ class Answer:
     """What a model said.
 
     Args:
-        text: Without special tokens.
+        text: Without special tokens, and without a reasoning model's thinking.
         token_ids: As generated, the end sign included where the model gave one.
         finished: Whether it did, or broke off at the largest number of tokens.
     """
@@ -186,13 +187,21 @@ def _generate(
             pad_token_id=pad,
             eos_token_id=sorted(ends) or None,
         )
-    return [_cut(row, ends, tokenizer) for row in output[:, longest:].tolist()]
+    thinking = Thinking.of(tokenizer)
+    written = output[:, longest:].tolist()
+    return [_cut(row, said, ends, tokenizer, thinking) for row, said in zip(rows, written, strict=True)]
 
 
-def _cut(row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+def _cut(
+    prompt: list[int], row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None
+) -> Answer:
     length = next((at + 1 for at, token in enumerate(row) if token in ends), None)
     kept = row if length is None else row[:length]
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), tuple(kept), length is not None)  # type: ignore[union-attr]
+    said = kept
+    if thinking:
+        thought = thinking.covers(torch.tensor([prompt + kept]))[0, len(prompt) :].tolist()
+        said = [token for token, covered in zip(kept, thought, strict=True) if not covered and token != thinking.end]
+    return Answer(tokenizer.decode(said, skip_special_tokens=True).strip(), tuple(kept), length is not None)  # type: ignore[union-attr]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""Measure: transcripts → statistics of every neuron on generated tokens, by one forward over prompt and answer."""
+"""Measure: transcripts → statistics of every neuron and of the residual stream on generated tokens, by one forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from npti_export.identification.statistics import (
     NeuronStatistics,
     bin_edges,
 )
-from npti_export.steering.sites import Site
+from npti_export.identification.stream import StreamCounter, fixed
+from npti_export.steering.sites import Site, decoder_layers
+from npti_export.steering.thinking import Thinking
 
 # Tokens counted at once: with 14,336 neurons a layer about 0.3 GB of bin numbers.
 TOKENS_AT_ONCE = 2048
@@ -42,7 +44,7 @@ def measure(
     """Runs the model over prompt and answer of each transcript and counts on the generated tokens.
 
     A token counts where it is the input of a forward: the answer's first to last but one (the last is never fed). End
-    signs are always last, so they never count.
+    signs are always last, so they never count. Nor does a reasoning model's thinking.
 
     Args:
         model: The model that gave the answers, unsteered.
@@ -54,7 +56,7 @@ def measure(
         halves: Which half each transcript belongs to, 0 or 1; None takes every other one.
 
     Raises:
-        NptiError: If an activation is no finite number.
+        NptiError: If an activation, or the residual stream, is no finite number.
     """
     counters = [NeuronCounter(site.width, site.device) for site in sites]
     positions: dict[str, Tensor] = {}
@@ -64,8 +66,12 @@ def measure(
             output.reshape(*positions["answer"].shape, -1)[positions["answer"]], positions["row"], positions["half"]
         )
 
+    layers_name, layers = decoder_layers(model)
+    stream = StreamCounter(len(layers), lambda: positions["answer"])
     hooks = [site.watch(counting(counter)) for site, counter in zip(sites, counters, strict=True)]
-    rows = [_Row.of(transcript, tokenizer) for transcript in transcripts]
+    of_layers = stream.watch(list(layers))
+    thinking = Thinking.of(tokenizer)
+    rows = [_Row.of(transcript, tokenizer, thinking) for transcript in transcripts]
     halves = [at % 2 for at in range(len(rows))] if halves is None else halves
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
     try:
@@ -82,29 +88,32 @@ def measure(
     finally:
         for hook in hooks:
             hook.remove()
+        for of_layer in of_layers:
+            of_layer.remove()
     for site, counter in zip(sites, counters, strict=True):
         if int(counter.not_finite):
             raise NptiError(
                 f"{site.name} gave {int(counter.not_finite)} activations that are no finite numbers; load the model in "
                 "another --dtype."
             )
-    counted = np.array([row.counted for row in rows], dtype=np.int64)
-    return statistics_of(counters, [counted[np.array(halves, dtype=np.int64) == half] for half in (0, 1)])
+    counted = np.array([sum(row.counted) for row in rows], dtype=np.int64)
+    lengths = [counted[np.array(halves, dtype=np.int64) == half] for half in (0, 1)]
+    return statistics_of(counters, lengths, stream.sums(layers_name))
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Prompt and answer of a transcript; ``counted`` answer tokens from ``first`` on are inputs."""
+    """Prompt and answer of a transcript, and which of these tokens count."""
 
     ids: list[int]
-    first: int
-    counted: int
+    counted: list[bool]
 
     @staticmethod
-    def of(transcript: Transcript, tokenizer: PreTrainedTokenizerBase) -> _Row:
+    def of(transcript: Transcript, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None) -> _Row:
         prompt = prompt_ids(Prompt(transcript.question, transcript.persona), tokenizer)
-        fed = list(transcript.token_ids[:-1])
-        return _Row(prompt + fed, len(prompt), len(fed))
+        ids = [*prompt, *transcript.token_ids[:-1]]
+        thought = thinking.covers(torch.tensor([ids]))[0].tolist() if thinking else [False] * len(ids)
+        return _Row(ids, [at >= len(prompt) and not covered for at, covered in enumerate(thought)])
 
 
 def _pad(rows: list[_Row]) -> tuple[Tensor, Tensor]:
@@ -114,7 +123,7 @@ def _pad(rows: list[_Row]) -> tuple[Tensor, Tensor]:
     answer = torch.zeros(len(rows), longest, dtype=torch.bool)
     for at, row in enumerate(rows):
         ids[at, : len(row.ids)] = torch.tensor(row.ids)
-        answer[at, row.first : row.first + row.counted] = True
+        answer[at, : len(row.ids)] = torch.tensor(row.counted)
     return ids, answer
 
 
@@ -152,24 +161,22 @@ class NeuronCounter:
             bins = (torch.bucketize(part, self.edges, right=True) + self.offsets).flatten()
             self.histogram.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
             active.index_add_(0, rows, (part > 0).long())
-            total.index_add_(0, rows, _fixed(part.double(), TOTAL_BITS, 2.0**OCTAVES))
-        mean = _fixed(total.double() / 2.0**TOTAL_BITS / tokens.clamp(min=1), MEAN_BITS, LARGEST_MEAN)
+            total.index_add_(0, rows, fixed(part, TOTAL_BITS, 2.0**OCTAVES))
+        mean = fixed(total.double() / 2.0**TOTAL_BITS / tokens.clamp(min=1), MEAN_BITS, LARGEST_MEAN)
         added = (active, active**2, active * tokens, total, mean, mean**2)
         for name, of_answers in zip(SUMS, added, strict=True):
             self.sums[name].index_add_(0, half, of_answers)
 
 
-def _fixed(values: Tensor, bits: int, largest: float) -> Tensor:
-    """Numbers up to ``largest`` in size as whole multiples of 2^-bits, int64 of the same shape."""
-    return (values.clamp(-largest, largest) * 2.0**bits).round().long()
-
-
-def statistics_of(counters: Sequence[NeuronCounter], lengths: Sequence[NDArray[np.int64]]) -> NeuronStatistics:
+def statistics_of(
+    counters: Sequence[NeuronCounter], lengths: Sequence[NDArray[np.int64]], stream: NDArray[np.int64] | None = None
+) -> NeuronStatistics:
     """What the counters of all sites counted, one after the other.
 
     Args:
         counters: One a site, in their order.
         lengths: Of both halves, how many tokens each answer counted, int64 [answers].
+        stream: Sums of the residual stream, int64 [layers, hidden], if it was measured.
     """
     widths = tuple(len(counter.offsets) for counter in counters)
     halves = [
@@ -182,4 +189,4 @@ def statistics_of(counters: Sequence[NeuronCounter], lengths: Sequence[NDArray[n
         for half, of_half in enumerate(lengths)
     ]
     histogram = np.concatenate([counter.histogram.cpu().numpy() for counter in counters])
-    return NeuronStatistics(widths, (halves[0], halves[1]), histogram.reshape(sum(widths), -1))
+    return NeuronStatistics(widths, (halves[0], halves[1]), histogram.reshape(sum(widths), -1), stream)

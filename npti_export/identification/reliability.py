@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npti_export.adapter.records import Method
-from npti_export.identification.select import choose
+from npti_export.identification.select import choose, delta_of, effect_size_of
+from npti_export.identification.selector import Selector
 from npti_export.identification.statistics import NeuronCounts, NeuronStatistics
 from npti_export.traits import Pole
 
@@ -37,12 +37,12 @@ class Reliability:
     margin: dict[str, float | None]
 
 
-def reliability(statistics: Mapping[Pole, NeuronStatistics], method: Method, questions: int) -> Reliability:
+def reliability(statistics: Mapping[Pole, NeuronStatistics], selector: Selector, questions: int) -> Reliability:
     """Estimates how sure the statistics of both poles are.
 
     Args:
         statistics: Of both poles, halves of the same questions.
-        method: The thresholds that neurons are chosen by.
+        selector: Method and thresholds that neurons are chosen by.
         questions: Asked at each pole so far.
     """
     high, low = statistics[Pole.HIGH], statistics[Pole.LOW]
@@ -50,9 +50,9 @@ def reliability(statistics: Mapping[Pole, NeuronStatistics], method: Method, que
     overlap, margin = {}, {}
     for pole in Pole:
         own, opposite = statistics[pole], statistics[pole.opposite]
-        halves = [chosen_of(*pair, method) for pair in zip(own.halves, opposite.halves, strict=True)]
+        halves = [chosen_of(*pair, selector, own.widths) for pair in zip(own.halves, opposite.halves, strict=True)]
         overlap[str(pole)] = round(jaccard(*halves), DIGITS)
-        chosen = chosen_of(own.whole, opposite.whole, method)
+        chosen = chosen_of(own.whole, opposite.whole, selector, own.widths)
         margins = delta_margin(own.whole, opposite.whole)[chosen]
         known = bool(len(margins)) and bool(np.isfinite(margins).all())
         margin[str(pole)] = round(float(np.median(margins)), DIGITS) if known else None
@@ -72,10 +72,12 @@ def delta_margin(pole: NeuronCounts, opposite: NeuronCounts) -> NDArray[np.float
     return Z_95 * np.sqrt(pole.probability_variance + opposite.probability_variance)
 
 
-def chosen_of(pole: NeuronCounts, opposite: NeuronCounts, method: Method) -> NDArray[np.int64]:
+def chosen_of(
+    pole: NeuronCounts, opposite: NeuronCounts, selector: Selector, widths: tuple[int, ...]
+) -> NDArray[np.int64]:
     """Flat numbers of the neurons that these counts would choose, ascending, int64 [chosen]."""
-    delta = (pole.probability - opposite.probability).astype(np.float32)
-    return choose(delta, pole.above_zero(method.percentile).astype(np.float32), method.min_difference)
+    fires = pole.above_zero(selector.percentile)
+    return choose(selector, widths, delta_of(pole, opposite), fires, effect_size_of(pole, opposite))
 
 
 def jaccard(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

@@ -10,41 +10,45 @@ from pathlib import Path
 
 from npti_export.adapter.adapter import PersonalityAdapter, read_base_model
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import Identification, Method, PoleRecord, TraitRecord
+from npti_export.adapter.records import MOVES_BY_MEAN, Identification, TraitRecord
 from npti_export.errors import NptiError
 from npti_export.identification.files import TraitFiles, file_sha256
 from npti_export.identification.measurement import Measurement, read_measurement
 from npti_export.identification.reliability import reliability
-from npti_export.identification.select import select
+from npti_export.identification.select import Contrast, contrast_of, select
+from npti_export.identification.selector import AUTO, Selector
 from npti_export.identification.statistics import NeuronStatistics
 from npti_export.identification.statistics_file import read_statistics
 from npti_export.traits import Pole
-
-START_GAMMA = 1.4
-"""The paper's dose, until calibration has found one."""
 
 Statistics = dict[Pole, NeuronStatistics]
 """Of both poles of a trait."""
 
 
-def select_into(folder: Path, traits: Sequence[str], method: Method) -> PersonalityAdapter:
-    """Chooses neurons from the statistics beside an adapter and writes them into it, with the paper's dose.
+def select_into(folder: Path, traits: Sequence[str], selector: Selector) -> PersonalityAdapter:
+    """Chooses neurons from the statistics beside an adapter and writes them into it, at a dose that was not measured.
 
     Args:
         folder: The adapter's folder.
         traits: Which traits.
-        method: The thresholds.
+        selector: Method and thresholds.
 
     Returns:
         The adapter as it stands in the folder.
 
     Raises:
-        NptiError: If statistics are not there or broken, a pole has no neuron, or the folder cannot be written.
+        NptiError: If statistics are not there or broken, a pole has no neuron, the method is to be found by
+            measurement, or the folder cannot be written.
     """
+    if selector.method == AUTO:
+        raise NptiError(
+            "The method auto is found by measuring answers, which select does not; identify does, or choose npti, "
+            "mean-shift, residual or hybrid."
+        )
     records, models = [], []
     for trait in traits:
         statistics, measurement, base_model = read_measured(TraitFiles(folder, trait))
-        records.append(run_select(trait, statistics, measurement, method))
+        records.append(run_select(trait, statistics, measurement, selector))
         models.append(base_model)
     if any(model != models[0] for model in models):
         raise NptiError(f"The statistics in {folder} are of several models; measure all traits with one.")
@@ -55,31 +59,52 @@ def select_into(folder: Path, traits: Sequence[str], method: Method) -> Personal
     return adapter
 
 
-def run_select(
-    trait: str, statistics: Statistics, measurement: Measurement, method: Method, gamma: float = START_GAMMA
-) -> TraitRecord:
+def run_select(trait: str, statistics: Statistics, measurement: Measurement, selector: Selector) -> TraitRecord:
     """Chooses the neurons of both poles, at a dose that is still to be found.
 
     Args:
         trait: The trait.
         statistics: Of both poles.
         measurement: What the measurement says of itself.
-        method: The thresholds.
-        gamma: The dose that the shifts are made with.
+        selector: Method and thresholds.
 
     Raises:
-        NptiError: If a pole has no neuron.
+        NptiError: If a pole has no neuron, or the statistics lack what the method is made of.
     """
-    poles = {}
-    for pole in Pole:
-        neurons = select(statistics[pole], statistics[pole.opposite], method, gamma)
-        if not len(neurons):
-            raise NptiError(
-                f"{trait}: no neuron fires more at the {pole} pole, so the personas made no difference; use other "
-                "personas or a larger chat model."
-            )
-        poles[pole] = PoleRecord(neurons, gamma, method)
-    sure = reliability(statistics, method, measurement.curve[-1].questions)
+    return run_selects(trait, statistics, measurement, [[selector]])[0][0]
+
+
+def run_selects(
+    trait: str, statistics: Statistics, measurement: Measurement, ways: Sequence[Sequence[Selector]]
+) -> list[list[TraitRecord]]:
+    """The same for several selectors, in their lists, comparing the poles but once.
+
+    Args:
+        trait: The trait.
+        statistics: Of both poles.
+        measurement: What the measurement says of itself.
+        ways: Methods and thresholds, all of one percentile.
+
+    Raises:
+        NptiError: If a pole has no neuron, or the statistics lack what a method is made of.
+    """
+    percentile = ways[0][0].percentile
+    contrasts = {pole: contrast_of(statistics[pole], statistics[pole.opposite], percentile) for pole in Pole}
+    return [[_selected(trait, statistics, measurement, way, contrasts) for way in of_list] for of_list in ways]
+
+
+def _selected(
+    trait: str,
+    statistics: Statistics,
+    measurement: Measurement,
+    selector: Selector,
+    contrasts: Mapping[Pole, Contrast],
+) -> TraitRecord:
+    poles = {pole: select(contrasts[pole], selector) for pole in Pole}
+    for pole, record in poles.items():
+        if not len(record.neurons):
+            raise NptiError(_nothing_found(trait, pole, selector))
+    sure = reliability(statistics, selector, measurement.curve[-1].questions)
     identification = Identification(
         questions_sha256=measurement.source.questions_sha256,
         personas_sha256=measurement.source.personas_sha256,
@@ -92,6 +117,19 @@ def run_select(
         versions=measurement.versions,
     )
     return TraitRecord(trait, poles, identification)
+
+
+def _nothing_found(trait: str, pole: Pole, selector: Selector) -> str:
+    """Why there is nothing to steer with."""
+    if selector.min_effect_size is not None and selector.method in MOVES_BY_MEAN:
+        return (
+            f"{trait}: no neuron's effect size is {selector.min_effect_size:g} or more at the {pole} pole; lower "
+            "--min-effect-size."
+        )
+    return (
+        f"{trait}: no neuron fires more at the {pole} pole, so the personas made no difference; use other personas or "
+        "a larger chat model."
+    )
 
 
 def read_measured(files: TraitFiles) -> tuple[Statistics, Measurement, BaseModel]:
@@ -128,12 +166,13 @@ def open_adapter(folder: Path, base_model: BaseModel, names: Sequence[str]) -> P
     adapter = PersonalityAdapter(base_model, {})
     if (folder / "config.json").exists():
         there = read_base_model(folder)
-        if replace(there, revision=base_model.revision) != base_model:
+        joined = there.joined(base_model)
+        if joined is None:
             raise NptiError(
                 f"{folder} holds the adapter of another base model ({_named(there)}) than this one "
                 f"({_named(base_model)}); choose another --output, or remove that adapter."
             )
-        adapter = _without_broken(folder, names)
+        adapter = replace(_without_broken(folder, names), base_model=joined)
     probe = folder / ".write"
     try:
         folder.mkdir(parents=True, exist_ok=True)

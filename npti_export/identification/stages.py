@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import npti_export
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import Method
 from npti_export.errors import NptiError
 from npti_export.identification.answer_faults import count_faults
 from npti_export.identification.answers import Decoding, Progress, Prompt, check_room, prompt_ids
@@ -33,6 +32,7 @@ from npti_export.identification.measurement import (
 from npti_export.identification.questions import BLOCK_QUESTIONS, ENOUGH_QUESTIONS, Material
 from npti_export.identification.reliability import Reliability, reliability
 from npti_export.identification.selection import Statistics, read_measured
+from npti_export.identification.selector import Selector
 from npti_export.identification.statistics_file import write_statistics
 from npti_export.steering.sites import Site
 from npti_export.traits import Pole
@@ -40,6 +40,9 @@ from npti_export.traits.material import material_sha256
 
 RELIABILITY = 0.99
 """Split-half reliability of delta at which no more questions are asked, unless the caller says otherwise."""
+
+MEASURED = "neurons and residual stream"
+"""What statistics hold; those of a release that measured less are measured again."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def _measure_blocks(
                 work.model, work.tokenizer, work.sites, of_pole, work.decoding.batch_size, progress, halves
             )
             statistics[pole] = statistics[pole] + measured if pole in statistics else measured
-        curve.append(reliability(statistics, Method(), len(place)))
+        curve.append(reliability(statistics, Selector(), len(place)))
     return statistics
 
 
@@ -275,7 +278,7 @@ def _made_with(work: Work, material: Material) -> str:
 
 
 def _measured_with(work: Work, source: Source) -> str:
-    return digest(work.decides, source.transcripts_sha256)
+    return digest(work.decides, source.transcripts_sha256, MEASURED)
 
 
 def _questions_sha256(transcripts: Sequence[Transcript]) -> str:

@@ -119,11 +119,14 @@ class NeuronStatistics:
         widths: Number of neurons of each layer; they add up to N.
         halves: Counts over the answers to every other question, from the first and from the second on.
         histogram: Tokens of both halves in each bin, int32 [N, bins] (for 458,752 neurons 1.7 GB).
+        stream: Sum over tokens of both halves of the residual stream behind each layer in units of 2^-20, int64
+            [layers, hidden]; None where the layers return no single one, or it was not measured.
     """
 
     widths: tuple[int, ...]
     halves: tuple[NeuronCounts, NeuronCounts]
     histogram: NDArray[np.int32]
+    stream: NDArray[np.int64] | None = None
 
     def __add__(self, other: NeuronStatistics) -> NeuronStatistics:
         """Statistics over the answers of both, exactly, in whatever order parts are added.
@@ -136,12 +139,18 @@ class NeuronStatistics:
                 f"Statistics over {sum(self.widths)} neurons and over {sum(other.widths)} neurons are not of one model."
             )
         first, second = (mine + theirs for mine, theirs in zip(self.halves, other.halves, strict=True))
-        return NeuronStatistics(self.widths, (first, second), self.histogram + other.histogram)
+        stream = None if self.stream is None or other.stream is None else self.stream + other.stream
+        return NeuronStatistics(self.widths, (first, second), self.histogram + other.histogram, stream)
 
     @cached_property
     def whole(self) -> NeuronCounts:
         """Counts over both halves."""
         return self.halves[0] + self.halves[1]
+
+    @property
+    def stream_mean(self) -> NDArray[np.float64] | None:
+        """Mean residual stream over tokens behind each layer, float64 [layers, hidden]."""
+        return None if self.stream is None else self.stream / (2.0**TOTAL_BITS * max(1, self.whole.tokens))
 
     def percentile(self, percentile: float) -> NDArray[np.float32]:
         """The activation that so many per cent of the tokens do not exceed, to within a bin, float32 [N].

@@ -50,6 +50,8 @@ def write_statistics(path: Path, statistics: NeuronStatistics, base_model: BaseM
     dtype = next(dtype for dtype in _HISTOGRAM_DTYPES if largest <= np.iinfo(dtype).max)
     tensors["histogram"] = np.ascontiguousarray(kept.astype(dtype))
     tensors["first_bin"] = np.array([begin], dtype=np.int64)
+    if statistics.stream is not None:
+        tensors["stream"] = statistics.stream
     header = {
         "format_version": FORMAT_VERSION,
         "kind": "statistics",
@@ -63,6 +65,8 @@ def write_statistics(path: Path, statistics: NeuronStatistics, base_model: BaseM
 
 def read_statistics(path: Path, trait: str, pole: Pole) -> tuple[NeuronStatistics, BaseModel]:
     """Reads the statistics of one pole and the model that they are of, without trusting either.
+
+    A file of before the residual stream was measured is read without it.
 
     Args:
         path: The file.
@@ -105,7 +109,7 @@ def read_statistics(path: Path, trait: str, pole: Pole) -> tuple[NeuronStatistic
     kept = tensors["histogram"]
     histogram = np.zeros((len(kept), len(bin_edges()) + 1), dtype=np.int32)
     histogram[:, begin : begin + kept.shape[1]] = kept
-    return NeuronStatistics(widths, (halves[0], halves[1]), histogram), base_model
+    return NeuronStatistics(widths, (halves[0], halves[1]), histogram, tensors.get("stream")), base_model
 
 
 def _check(path: Path, tensors: dict[str, NDArray[Any]], widths: tuple[int, ...], base_model: BaseModel) -> None:
@@ -114,6 +118,8 @@ def _check(path: Path, tensors: dict[str, NDArray[Any]], widths: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]] = {"first_bin": (1,)}
     shapes.update(dict.fromkeys(_SCALARS, (2,)))
     shapes.update(dict.fromkeys(SUMS, (2, neurons)))
+    if "stream" in tensors:
+        shapes["stream"] = (base_model.num_layers, tensors["stream"].shape[-1] if tensors["stream"].ndim else 1)
     if set(tensors) != {*shapes, "histogram"}:
         raise NptiError(f"{path} holds the tensors {sorted(tensors)}, expected {sorted([*shapes, 'histogram'])}.")
     for name, shape in shapes.items():

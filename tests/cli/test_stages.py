@@ -56,6 +56,7 @@ def test_one_after_the_other(given: list[str], tmp_path: Path, capsys: pytest.Ca
     for row, pole in zip(rows, Pole, strict=True):
         record = adapter.traits["openness"].poles[pole]
         assert row["neurons"] == len(record.neurons) > 0
+        assert row["method"] == "npti"
         assert record.method.min_difference == 0.2
         assert not record.calibrated
         assert 0 <= row["selection_overlap"] <= 1
@@ -68,11 +69,47 @@ def test_one_after_the_other(given: list[str], tmp_path: Path, capsys: pytest.Ca
     assert code == 0, err
     for row in json.loads(out)["poles"]:
         assert row["questions"] == 14
+        assert row["reason"].startswith("npti, δ ≥ 0.")
         assert row["answers"]["total"] == 14
         assert set(row["answers"]) == {"total", "empty", "repeating", "broken_off"}
     assert all(pole.calibrated for pole in PersonalityAdapter.from_pretrained(folder).traits["openness"].poles.values())
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| personality | overlap of the halves | margin of δ |" in card
+
+
+@pytest.mark.slow
+def test_another_method(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "adapter")]
+    mean_shift = ["--method", "mean-shift", "--max-neurons", "9", "--layers", "1-2"]
+    code, out, err = run(["identify", *given, *output, *mean_shift, "-q"], capsys)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].split()[:4] == ["openness+", "mean-shift", "9", "neurons"]
+    assert lines[1].startswith("  mean-shift, 9 neurons of |d| ≥ ")
+    assert "times the perplexity" in lines[1]
+    for record in PersonalityAdapter.from_pretrained(tmp_path / "adapter").traits["openness"].poles.values():
+        assert set(record.neurons.layer.tolist()) <= {1, 2}
+
+    residual = ["--method", "residual", "--layers", "1", "--json"]
+    code, out, err = run(["select", *given[:4], *output, *residual], capsys)
+    assert code == 0, err
+    assert {row["method"] for row in json.loads(out)["poles"]} == {"residual"}
+    for record in PersonalityAdapter.from_pretrained(tmp_path / "adapter").traits["openness"].poles.values():
+        assert record.residual.layer.tolist() == [1]
+
+    code, out, err = run(["select", *given[:4], *output, "--method", "auto"], capsys)
+    assert (code, out) == (1, "")
+    assert "Error: The method auto is found by measuring answers" in err
+    code, out, err = run(["select", *given[:4], *output, "--layers", "3-4"], capsys)
+    assert (code, out) == (1, "")
+    assert "Error: --layers is 3-4; the model has the layers 0 to 2." in err
+
+
+def test_what_is_no_range_of_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    for given in ("a", "1-", "-3", "1-2-3", "²"):
+        code, out, err = run(["select", "--trait", "openness", f"--layers={given}"], capsys)
+        assert (code, out) == (2, "")
+        assert f"{given!r} is no range of layers such as 4-9" in err
 
 
 def test_without_the_stage_before_the_command_is_named(

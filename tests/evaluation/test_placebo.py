@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from adapters_for_tests import make_adapter
 from chat_models import tiny_chat_model
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.neurons import NeuronSet
+from npti_export.adapter.records import Method
+from npti_export.adapter.residual import ResidualShift
 from npti_export.evaluation.placebo import placebo_of
 from npti_export.traits import Pole
 
@@ -69,3 +74,39 @@ def test_every_stranger_is_as_likely() -> None:
             drawn[index] += at == layer
     share = min(1.0, of_high / len(strangers))
     np.testing.assert_allclose(drawn[strangers] / 200, share, atol=5 * np.sqrt(share * (1 - share) / 200) + 1e-9)
+
+
+def test_a_residual_becomes_a_random_vector_of_the_same_length() -> None:
+    adapter = make_adapter(tiny_chat_model(), seed=2, traits=("openness",))
+    record = adapter.traits["openness"]
+    vector = np.random.default_rng(0).normal(0, [[0.1], [3.0]], (2, 32)).astype(np.float32)
+    residual = ResidualShift(np.array([0, 2], np.int16), vector)
+    low = replace(record.poles[Pole.LOW], method=Method("hybrid", min_effect_size=0.0), residual=residual)
+    adapter = adapter.with_trait(replace(record, poles={**record.poles, Pole.LOW: low}))
+    drawn = [placebo_of(adapter, "openness", seed).traits["openness"].poles for seed in range(40)]
+    for poles in drawn:
+        random = poles[Pole.LOW].residual
+        random.check(adapter.base_model, "placebo")
+        assert random.layer.tolist() == [0, 2]
+        np.testing.assert_allclose(np.linalg.norm(random.vector, axis=1), np.linalg.norm(vector, axis=1), rtol=1e-6)
+        assert poles[Pole.HIGH].residual is None
+    cosines = [(p[Pole.LOW].residual.vector * vector).sum(1) / (vector**2).sum(1) for p in drawn]
+    assert np.abs(np.mean(cosines, axis=0)).max() < 0.1  # one over the root of 32 · 40 is .03
+    assert 0.1 < np.std(cosines) < 0.3
+
+
+def test_poles_of_the_same_neurons_get_the_same_strangers() -> None:
+    """As with mean-shift on half of all neurons, where two disjoint draws would have to take the adapter's own."""
+    adapter = make_adapter(tiny_chat_model(), seed=2, traits=("openness",))
+    record = adapter.traits["openness"]
+    high = record.poles[Pole.HIGH]
+    places = np.array([(layer, index) for layer in range(LAYERS) for index in range(0, WIDTH, 2)])
+    half = NeuronSet(
+        *(places.T[0].astype(np.int16), places.T[1].astype(np.int32)),
+        *np.ones((3, len(places)), np.float32),
+    )
+    poles = {pole: replace(high, neurons=half) for pole in Pole}
+    placebo = placebo_of(adapter.with_trait(replace(record, poles=poles)), "openness", 0)
+    for of_pole in placebo.traits["openness"].poles.values():
+        assert (of_pole.neurons.index % 2 == 1).all()
+        of_pole.neurons.check(adapter.base_model, "placebo")

@@ -22,6 +22,7 @@ from npti_export.identification.answers import Decoding, Prompt, prompt_ids
 from npti_export.identification.elicit import Transcript, elicit, plan
 from npti_export.identification.measure import NeuronCounter, measure, statistics_of
 from npti_export.identification.statistics import SUMS, NeuronStatistics, bin_edges
+from npti_export.identification.stream import StreamCounter
 from npti_export.steering.sites import find_sites
 from npti_export.traits import Pole
 from npti_export.traits.material import Persona, Question
@@ -136,6 +137,57 @@ def test_statistics_equal_plain_numpy(
     assert np.abs(probability[Pole.HIGH] - probability[Pole.LOW]).max() > 0.1
 
 
+def stream_of(model: LlamaForCausalLM, transcript: Transcript) -> NDArray[np.float64]:
+    """The residual stream behind every layer on the answer's tokens, of one row without padding, [layers, hidden].
+
+    As the model itself returns it; behind the last layer that is behind the norm, so there it is what the norm gets.
+    """
+    prompt = prompt_ids(Prompt(transcript.question, transcript.persona), TOKENIZER)
+    last: list[torch.Tensor] = []
+    hook = model.model.norm.register_forward_pre_hook(lambda _module, given: last.append(given[0]))
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, *transcript.token_ids[:-1]]])
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    hook.remove()
+    streams = torch.stack([*states[1:-1], last[0]])[:, 0, len(prompt) :]
+    return streams.double().sum(1).numpy()
+
+
+def test_the_residual_stream_is_that_behind_every_layer(
+    model: LlamaForCausalLM, elicited: tuple[list[Transcript], list[NDArray[np.float32]]]
+) -> None:
+    transcripts, _ = elicited
+    means = {}
+    for pole in Pole:
+        of_pole = [t for t in transcripts if t.pole is pole]
+        statistics = measure(model, TOKENIZER, find_sites(model), of_pole, BATCH)
+        tokens = sum(len(t.token_ids) - 1 for t in of_pole)
+        expected = sum(stream_of(model, transcript) for transcript in of_pole) / tokens
+        assert statistics.stream is not None
+        assert (statistics.stream.shape, statistics.stream.dtype) == ((LAYERS, 32), np.int64)
+        means[pole] = statistics.stream_mean
+        np.testing.assert_allclose(means[pole], expected, rtol=0, atol=1e-4)
+    assert np.abs(means[Pole.HIGH] - means[Pole.LOW]).max() > 0.1
+
+
+def test_a_layer_that_returns_no_single_stream_is_done_without() -> None:
+    """As Gemma 3n's do, which return several at once."""
+    counter = StreamCounter(1, lambda: torch.ones(2, 3, dtype=torch.bool))
+    layer = torch.nn.Identity()
+    hooks = counter.watch([layer])
+    layer(torch.ones(2, 3, 5))
+    assert counter.sums("layers").tolist() == [[6 * 2**20] * 5]
+    layer(torch.full((2, 3, 5), 0.5))
+    assert counter.sums("layers").tolist() == [[9 * 2**20] * 5]
+    layer(torch.full((2, 3, 5), torch.inf))
+    with pytest.raises(NptiError, match=r"^The residual stream behind layers\.0 holds 30 numbers that are not finite"):
+        counter.sums("layers")
+    layer(torch.ones(4, 2, 3, 5))
+    assert counter.sums("layers") is None
+    hooks[0].remove()
+    assert StreamCounter(2, lambda: torch.ones(2, 3)).sums("layers") is None
+
+
 def test_activations_are_those_of_decoding(
     model: LlamaForCausalLM, elicited: tuple[list[Transcript], list[NDArray[np.float32]]]
 ) -> None:
@@ -166,6 +218,7 @@ def test_batches_and_halves_add_up(
     transcripts, _ = elicited
     sites = find_sites(model)
     progress: list[int] = []
+    hooks = [len(layer._forward_hooks) for layer in model.model.layers]  # transformers may leave its own
     whole = measure(model, TOKENIZER, sites, transcripts, 3, progress.append)
     assert progress == [3, 3, 3, 1]
     halves = [measure(model, TOKENIZER, sites, transcripts[start::2], 2, halves=[start] * 5) for start in (0, 1)]
@@ -177,6 +230,8 @@ def test_batches_and_halves_add_up(
     # Another batch gives other last bits, which may move a value over the edge of a bin, seldom more than one.
     assert np.abs(added.histogram - whole.histogram).sum() <= whole.histogram.sum() * 0.001
     np.testing.assert_allclose(added.whole.mean, whole.whole.mean, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(added.stream_mean, whole.stream_mean, rtol=1e-4, atol=1e-4)
+    assert [len(layer._forward_hooks) for layer in model.model.layers] == hooks
     assert not any(layer.mlp.act_fn._forward_hooks for layer in model.model.layers)
 
 

@@ -59,7 +59,7 @@ def test_fewer_questions_are_the_first_of_more() -> None:
 
 
 def test_material_tells_another_seed_and_other_texts_apart() -> None:
-    questions = [Question("wit", f"{at}?") for at in range(30)]
+    questions = [Question("wit", f"{at}?") for at in range(10 + HELD_BACK)]
     personas = [Persona("wit", pole, f"You are {pole}.") for pole in Pole]
     made = [
         Material.of(questions, personas, 8, seed=0),

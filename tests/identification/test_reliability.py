@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from npti_export.adapter.records import Method
 from npti_export.identification.reliability import (
     chosen_of,
     delta_margin,
@@ -16,7 +15,8 @@ from npti_export.identification.reliability import (
     reliability,
     split_half_reliability,
 )
-from npti_export.identification.statistics import NeuronCounts, NeuronStatistics
+from npti_export.identification.selector import Selector
+from npti_export.identification.statistics import MEAN_BITS, NeuronCounts, NeuronStatistics
 from npti_export.traits import Pole
 
 NEURONS = 400
@@ -100,11 +100,11 @@ def test_reliability_predicts_agreement_with_a_new_sample() -> None:
     told, others = [], []
     for _ in range(10):
         one, other = drawn(40), drawn(40)
-        told.append(reliability(one, Method(), 40).split_half)
+        told.append(reliability(one, Selector(), 40).split_half)
         deltas = [s[Pole.HIGH].whole.probability - s[Pole.LOW].whole.probability for s in (one, other)]
         others.append(np.corrcoef(*deltas)[0, 1])
     assert abs(np.mean(told) - np.mean(others)) < 0.03
-    assert reliability(drawn(200), Method(), 200).split_half > max(told)
+    assert reliability(drawn(200), Selector(), 200).split_half > max(told)
 
 
 def test_overlap_and_margin_are_of_what_is_chosen() -> None:
@@ -112,7 +112,7 @@ def test_overlap_and_margin_are_of_what_is_chosen() -> None:
     p = rng.uniform(0.2, 0.8, NEURONS)
     high = np.clip(p + rng.normal(0, 0.15, NEURONS), 0.05, 0.95)
     statistics = {Pole.HIGH: statistics_of(answers_of(rng, 60, high)), Pole.LOW: statistics_of(answers_of(rng, 60, p))}
-    told = reliability(statistics, Method(), 60)
+    told = reliability(statistics, Selector(), 60)
     assert told.questions == 60
     for pole in Pole:
         own, opposite = statistics[pole], statistics[pole.opposite]
@@ -124,14 +124,35 @@ def test_overlap_and_margin_are_of_what_is_chosen() -> None:
             sets.append(set(np.flatnonzero((delta.astype(np.float32) >= np.float32(0.1)) & fires)))
         assert told.overlap[pole] == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]), abs=1e-6)
         assert 0.2 < told.overlap[pole] < 0.95
-        chosen = chosen_of(own.whole, opposite.whole, Method())
+        chosen = chosen_of(own.whole, opposite.whole, Selector(), (NEURONS,))
         assert told.margin[pole] == pytest.approx(np.median(delta_margin(own.whole, opposite.whole)[chosen]), abs=1e-6)
+
+
+def test_the_overlap_by_effect_size_is_that_of_the_halves_quarters() -> None:
+    """Six answers a pole whose means alone are told: of each half the quarter of the largest effect size."""
+    rng = np.random.default_rng(4)
+    means = {pole: rng.normal(0, 0.1, (6, NEURONS)) + shift for pole, shift in zip(Pole, (0.05, 0.0), strict=True)}
+    nothing = np.zeros(NEURONS, np.int64)
+    statistics, quarters = {}, []
+    for pole in Pole:
+        halves = []
+        for half in (0, 1):
+            whole = (means[pole][half::2] * 2**MEAN_BITS).round().astype(np.int64)
+            halves.append(NeuronCounts(3, 3, 3, nothing, nothing, nothing, nothing, whole.sum(0), (whole**2).sum(0)))
+        statistics[pole] = NeuronStatistics((NEURONS,), (halves[0], halves[1]), np.zeros((NEURONS, 1), np.int32))
+    for half in (0, 1):
+        high, low = (means[pole][half::2] for pole in Pole)
+        d = np.abs(high.mean(0) - low.mean(0)) / np.sqrt((high.var(0, ddof=1) + low.var(0, ddof=1)) / 2)
+        quarters.append(set(np.argsort(-d)[: NEURONS // 4]))
+    expected = len(quarters[0] & quarters[1]) / len(quarters[0] | quarters[1])
+    told = reliability(statistics, Selector("mean-shift"), 6)
+    assert told.overlap == {"high": pytest.approx(expected, abs=0.02), "low": pytest.approx(expected, abs=0.02)}
 
 
 def test_where_nothing_is_chosen_there_is_no_margin() -> None:
     told = answers_of(np.random.default_rng(0), 6, np.full(NEURONS, 0.5))
     same = {pole: statistics_of(told) for pole in Pole}
-    found = reliability(same, Method(), 6)
+    found = reliability(same, Selector(), 6)
     assert (found.split_half, found.overlap, found.margin) == (
         0.0,
         {"high": 0.0, "low": 0.0},

@@ -33,7 +33,7 @@ def statistics(seed: int, tokens: int = 40) -> NeuronStatistics:
         sums = [rng.integers(-(2**40), 2**40, size=7) for _ in SUMS]
         sums[0] = rng.integers(0, part + 1, size=7)
         halves.append(NeuronCounts(3, part, part * part, *sums))
-    return NeuronStatistics((4, 3), (halves[0], halves[1]), histogram)
+    return NeuronStatistics((4, 3), (halves[0], halves[1]), histogram, rng.integers(-(2**50), 2**50, (2, 5)))
 
 
 def equal(one: NeuronStatistics, other: NeuronStatistics) -> None:
@@ -43,6 +43,9 @@ def equal(one: NeuronStatistics, other: NeuronStatistics) -> None:
     for mine, theirs in zip(one.halves, other.halves, strict=True):
         for name in ("answers", "tokens", "token_squares", *SUMS):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+    assert one.stream is not None
+    assert other.stream is not None
+    np.testing.assert_array_equal(one.stream, other.stream)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,10 @@ def said(**fields: Any) -> Callable[[dict[str, NDArray[Any]], dict[str, Any]], N
         (put("histogram", np.zeros(7, np.uint8)), r"histogram is uint8 \[7\]"),
         (put("first_bin", np.array([BINS - 1])), f"from bin {BINS - 1} on, expected 7 neurons and at most {BINS} bins"),
         (put("first_bin", np.array([-1])), "from bin -1"),
+        (put("stream", np.zeros((2, 5))), r"stream is float64 \[2, 5\], expected int64 \[2, 5\]"),
+        (put("stream", np.zeros((3, 5), np.int64)), r"stream is int64 \[3, 5\], expected int64 \[2, 5\]"),
+        (put("stream", np.zeros(2, np.int64)), r"stream is int64 \[2\], expected int64 \[2, 2\]"),
+        (put("stream", np.array(2)), r"stream is int64 \[\], expected int64 \[2, 1\]"),
         (said(kind="adapter"), "no file of statistics of this release"),
         (said(format_version=2), "no file of statistics of this release"),
         (said(base_model={"id": "x"}), "no file of statistics of this release"),
@@ -152,6 +159,24 @@ def test_a_broken_file_is_refused(
     with pytest.raises(NptiError, match=message) as refused:
         read_statistics(path, "openness", Pole.HIGH)
     assert str(refused.value).startswith(str(path))
+
+
+def test_a_file_of_before_the_residual_stream_was_measured_is_read_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    write_statistics(path, statistics(0), MODEL, "openness", Pole.HIGH)
+    tensors = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    del tensors["stream"]
+    save_file(tensors, path, metadata=metadata)
+    read, _ = read_statistics(path, "openness", Pole.HIGH)
+    assert read.stream is None
+    assert read.stream_mean is None
+    np.testing.assert_array_equal(read.histogram, statistics(0).histogram)
+    assert (read + statistics(0)).stream is None
+    again = tmp_path / "again.safetensors"
+    write_statistics(again, read, MODEL, "openness", Pole.HIGH)
+    assert "stream" not in load_file(again)
 
 
 @pytest.mark.parametrize("data", [b"", b"no safetensors at all", b"\xff" * 40])

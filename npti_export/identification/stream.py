@@ -1,0 +1,72 @@
+"""Sums of the residual stream behind every decoder layer on answer tokens, in whole numbers as those of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from npti_export.errors import NptiError
+from npti_export.identification.statistics import OCTAVES, TOTAL_BITS
+
+
+def fixed(values: Tensor, bits: int, largest: float) -> Tensor:
+    """Numbers up to ``largest`` in size as whole multiples of 2^-bits, int64 of the same shape."""
+    return (values.double().clamp(-largest, largest) * 2.0**bits).round().long()
+
+
+class StreamCounter:
+    """Adds up what each layer returns, as long as that is one residual stream of [rows, tokens, hidden].
+
+    Args:
+        layers: Number of decoder layers.
+        answer: Gives which tokens of the running forward count, bool [rows, tokens].
+    """
+
+    def __init__(self, layers: int, answer: Callable[[], Tensor]) -> None:
+        self._answer = answer
+        self._sums: list[Tensor | None] = [None] * layers
+        self._not_finite = [0] * layers
+        self._single = True
+
+    def watch(self, layers: Sequence[nn.Module]) -> list[RemovableHandle]:
+        """Is told of every call of the layers from now on, until the hooks that it returns are removed."""
+        return [layer.register_forward_hook(self._adding(at)) for at, layer in enumerate(layers)]
+
+    def sums(self, names: str) -> NDArray[np.int64] | None:
+        """What was added up, in units of 2^-20, int64 [layers, hidden]; None where a layer returns something else.
+
+        Args:
+            names: Of the list of layers, for the message.
+
+        Raises:
+            NptiError: If a number was not finite.
+        """
+        there = [of_layer.cpu().numpy() for of_layer in self._sums if of_layer is not None]
+        if not self._single or len(there) < len(self._sums) or len({of_layer.shape for of_layer in there}) != 1:
+            return None
+        for at, count in enumerate(self._not_finite):
+            if int(count):
+                raise NptiError(
+                    f"The residual stream behind {names}.{at} holds {int(count)} numbers that are not finite; load the "
+                    "model in another --dtype."
+                )
+        return np.stack(there)
+
+    def _adding(self, at: int) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _layer, _arguments, output: self._add(at, output[0] if isinstance(output, tuple) else output)
+
+    def _add(self, at: int, stream: Any) -> None:
+        answer = self._answer()
+        if not isinstance(stream, Tensor) or stream.shape[:-1] != answer.shape:
+            self._single = False
+            return
+        values = stream[answer.to(stream.device)]
+        self._not_finite[at] += int((~values.isfinite()).sum())
+        added = fixed(values, TOTAL_BITS, 2.0**OCTAVES).sum(0)
+        before = self._sums[at]
+        self._sums[at] = added if before is None else before + added
