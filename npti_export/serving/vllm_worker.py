@@ -55,7 +55,7 @@ def wrap_worker(settings: ServingSettings) -> None:
 
 
 def check_parallelism(vllm_config: Any) -> None:
-    """Notes the layout for the cache of compiled graphs, and refuses what would split a step's tokens or the layers.
+    """Notes the layout for the cache of compiled graphs, and refuses what splits a step or keeps its results elsewhere.
 
     Raises:
         NptiError: With the option that is in the way.
@@ -68,6 +68,11 @@ def check_parallelism(vllm_config: Any) -> None:
         )
     if getattr(parallel, "enable_dbo", False):
         raise NptiError("Personalities are not served with --enable-dbo, which splits a step; leave it out.")
+    if vllm_config.kv_transfer_config is not None:
+        raise NptiError(
+            "Personalities are not served with --kv-transfer-config or --kv-offloading-size in this release: what lies "
+            "outside the server's own cache may be kept without the personality; leave them out."
+        )
     if not isinstance(vllm_config.additional_config, dict):
         raise NptiError("Personalities are not served where --additional-config is no JSON object; leave it out.")
     vllm_config.additional_config[CONFIG_KEY] = {"slots": slot_count(vllm_config)}

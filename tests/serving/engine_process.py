@@ -1,18 +1,19 @@
-"""One vLLM engine in a process of its own: reads a job as JSON, writes what every request was answered as JSON.
+"""One vLLM engine in a process of its own, which answers batches of requests until its connection is closed.
 
-    python engine_process.py JOB RESULT
+    python engine_process.py CONNECTION MODEL OPTIONS
 
-A job is {"model": folder, "engine": {options of vllm.LLM}, "batches": [[{"prompt": [tokens], "personality": "openness+"
-or null, "max_tokens": 8}, …], …]}; the requests of a batch run together, the batches one after the other. The result
-holds for each request its tokens, their log-probabilities, how many tokens of its prompt came from the prefix cache, or
-in "error" why it was refused.
+CONNECTION is the number of an open connection of multiprocessing's, MODEL a folder, OPTIONS those of vllm.LLM as JSON.
+What comes in is JSON, [[{"prompt": [tokens], "personality": "openness+" or null, "max_tokens": 8}, …], …]: the requests
+of a batch run together, the batches one after the other, the prefix cache empty at first. What goes out holds for each
+request its tokens, their log-probabilities and how many tokens of its prompt came from the prefix cache, or in "error"
+why it was refused.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -27,7 +28,7 @@ def answer(llm: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ignore_eos=True,
             logprobs=1,
             detokenize=False,
-            extra_args=None if request.get("personality") is None else {"personality": request["personality"]},
+            extra_args=None if request["personality"] is None else {"personality": request["personality"]},
         )
         for request in requests
     ]
@@ -49,12 +50,18 @@ def answer(llm: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    connection = Connection(int(sys.argv[1]))
     from vllm import LLM
 
-    llm = LLM(job["model"], dtype="float32", max_model_len=256, seed=0, **job["engine"])
-    answers = [answer(llm, batch) for batch in job["batches"]]
-    Path(sys.argv[2]).write_text(json.dumps(answers), encoding="utf-8")
+    llm = LLM(sys.argv[2], dtype="float32", max_model_len=256, seed=0, **json.loads(sys.argv[3]))
+    connection.send_bytes(b"ready")
+    while True:
+        try:
+            batches = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        assert llm.reset_prefix_cache()
+        connection.send_bytes(json.dumps([answer(llm, batch) for batch in batches]).encode())
 
 
 if __name__ == "__main__":  # vLLM starts its processes anew and imports this file there

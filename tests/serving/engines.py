@@ -6,8 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
+from signal import SIGKILL
+from tempfile import mkstemp
 from typing import Any
 
 import torch
@@ -22,6 +27,10 @@ POSITIONS = {"openness": "generated", "neuroticism": "all", "extraversion": "las
 VOCABULARY = 3 + len(ROLES) + len(CHARACTERS)
 TOLERANCE = 1e-4
 """Nats that vLLM's float32 log-probabilities may lie from transformers'."""
+ANSWER_SECONDS = 900
+"""How long an engine may take to start or to answer; on an idle machine it is up in 30."""
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""An engine starts three times as fast without processes of its own; those of the server and of the ranks have them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Served:
-    """Folders of a model and its adapter, and both in memory."""
+    """Folders of a model and its adapter, and both in memory; what engines write goes into the one around them."""
 
+    folder: Path
     model_folder: Path
     adapter_folder: Path
     model: LlamaForCausalLM
@@ -71,35 +81,89 @@ def made_to_serve(folder: Path, layers: int = 3) -> Served:
         one = make_adapter(model, seed, (trait,), positions=positions)
         adapter = adapter.with_trait(one.traits[trait])
     adapter.save_pretrained(adapter_folder)
-    return Served(model_folder, adapter_folder, model, adapter)
+    return Served(folder, model_folder, adapter_folder, model, adapter)
 
 
-def environment(adapter: Path | None, **more: str) -> dict[str, str]:
-    """The environment of a vLLM process; with an adapter the plugin is live in it."""
+def environment(served: Served, **more: str) -> dict[str, str]:
+    """The environment of a vLLM process that serves with the plugin."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("NPTI_")}
-    kept |= {
+    return kept | {
+        "NPTI_ADAPTER": str(served.adapter_folder),
+        "VLLM_CACHE_ROOT": str(served.folder / "vllm-cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        **more,
     }
-    return kept | ({} if adapter is None else {"NPTI_ADAPTER": str(adapter)}) | more
 
 
-def run_engine(
-    folder: Path, served: Served, batches: list[list[Request]], plugin: bool = True, **engine: Any
-) -> list[list[dict[str, Any]]]:
-    """Answers batches of requests with a vLLM engine in a process of its own; see engine_process.py."""
-    job, result = folder / "job.json", folder / "result.json"
-    asked = [[vars(request) for request in batch] for batch in batches]
-    job.write_text(json.dumps({"model": str(served.model_folder), "engine": engine, "batches": asked}), "utf-8")
-    result.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("engine_process.py")), str(job), str(result)]
-    env = environment(served.adapter_folder if plugin else None, VLLM_CACHE_ROOT=str(folder / "vllm-cache"))
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    answers: list[list[dict[str, Any]]] = json.loads(result.read_text("utf-8"))
-    return answers
+class Engine:
+    """A vLLM engine in a process of its own; see engine_process.py.
+
+    Args:
+        served: What it serves.
+        plugin: Whether the adapter is named to it.
+        options: Of ``vllm.LLM``.
+    """
+
+    def __init__(self, served: Served, plugin: bool = True, **options: Any) -> None:
+        more = {} if plugin else {"NPTI_ADAPTER": ""}
+        if "tensor_parallel_size" not in options:
+            more |= ONE_PROCESS
+            options["distributed_executor_backend"] = "uni"
+        self._connection, theirs = Pipe()
+        program = Path(__file__).with_name("engine_process.py")
+        handle, log = mkstemp(".log", dir=served.folder)
+        self._log = Path(log)
+        with theirs, open(handle, "w") as written:
+            self._process = subprocess.Popen(
+                [sys.executable, str(program), str(theirs.fileno()), str(served.model_folder), json.dumps(options)],
+                env=environment(served, **more),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                stdout=written,
+                stderr=subprocess.STDOUT,
+            )
+        assert self._received() == b"ready"
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text("utf-8")
+
+    def answers(self, *batches: Sequence[Request]) -> list[list[dict[str, Any]]]:
+        """Answers batches one after the other, the prefix cache empty at first; the requests of a batch together."""
+        asked = [[vars(request) for request in batch] for batch in batches]
+        self._connection.send_bytes(json.dumps(asked).encode())
+        received: list[list[dict[str, Any]]] = json.loads(self._received())
+        return received
+
+    def _received(self) -> bytes:
+        try:
+            if self._connection.poll(ANSWER_SECONDS):
+                return self._connection.recv_bytes()
+        except EOFError:
+            pass
+        self._kill()
+        raise AssertionError(f"The engine did not answer:\n{self.log[-8000:]}")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._kill()
+
+    def _kill(self) -> None:
+        """With the processes that it started, which would outlive it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, SIGKILL)
+        self._process.wait()
 
 
 @torch.no_grad()

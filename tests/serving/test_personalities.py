@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
 from npti_export import PersonalityAdapter
+from npti_export.adapter.records import Method, TraitRecord
+from npti_export.adapter.residual import ResidualShift
 from npti_export.errors import NptiError
 from npti_export.serving.personalities import MAX_SPEC_LENGTH, ServedPersonalities
 from npti_export.serving.presets import read_presets
-from npti_export.traits import PersonalitySpec
+from npti_export.traits import PersonalitySpec, Pole
 
 BLOCK = 4
 
@@ -98,6 +102,30 @@ def test_poles_that_a_server_cannot_play_are_refused(tiny_llama, tiny_adapter) -
     mixed.check("openness+")
     with pytest.raises(NptiError, match="different positions"):
         mixed.check("openness+,neuroticism+")
+
+
+def dense(trait: TraitRecord, *poles: Pole) -> TraitRecord:
+    """The trait with a dense part in some of its poles."""
+    added = ResidualShift(np.array([1], np.int16), np.ones((1, 32), np.float32))
+    changed = {pole: replace(trait.poles[pole], method=Method("residual"), residual=added) for pole in poles}
+    return replace(trait, poles={**trait.poles, **changed})
+
+
+def test_poles_with_a_dense_part_are_refused_by_name_and_the_others_served(adapter: PersonalityAdapter) -> None:
+    mixed = ServedPersonalities(adapter.with_trait(dense(adapter.traits["openness"], Pole.LOW)))
+    assert mixed.poles == ["openness+", "neuroticism+", "neuroticism-"]
+    assert list(mixed.refused) == ["openness-"]
+    said = "Personality 'openness-': the method residual adds to the residual stream, which cannot be served by vLLM"
+    assert mixed.refused["openness-"].startswith(said)
+    for spec in ("openness-", "openness-,neuroticism+"):
+        with pytest.raises(NptiError, match="the method residual adds to the residual stream"):
+            mixed.check(spec)
+    with pytest.raises(NptiError, match="the method residual"):
+        ServedPersonalities(mixed.adapter, default="openness-")
+    for name in ("openness", "neuroticism"):
+        adapter = adapter.with_trait(dense(adapter.traits[name], *Pole))
+    with pytest.raises(NptiError, match=r"^Personality 'openness\+': the method residual"):
+        ServedPersonalities(adapter)
 
 
 def test_blocks_of_the_prompt_are_shared_and_steered_ones_are_not(served: ServedPersonalities) -> None:

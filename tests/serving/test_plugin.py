@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,6 @@ def test_a_personality_without_an_adapter_ends_the_process(monkeypatch: pytest.M
         register()
 
 
-@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is there")
 def test_an_adapter_that_cannot_be_read_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NPTI_ADAPTER", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^npti-export: .*config\.json"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 import pytest
-from engines import POSITIONS, VOCABULARY, Request, Served, assert_same, by_transformers, made_to_serve, run_engine
+from engines import POSITIONS, VOCABULARY, Engine, Request, Served, assert_same, by_transformers, made_to_serve
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,6 +35,26 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return made_to_serve(tmp_path_factory.mktemp("served"))
 
 
+@pytest.fixture(scope="module", params=["eager", "compiled"])
+def options(request: pytest.FixtureRequest) -> dict[str, object]:
+    return EAGER | {"enforce_eager": request.param == "eager"}
+
+
+@pytest.fixture(scope="module")
+def without(served: Served, options: dict[str, object]) -> list[dict[str, Any]]:
+    """What plain vLLM answers to the unsteered of the mixed requests."""
+    with Engine(served, plugin=False, **options) as plain:
+        assert "npti-export" not in plain.log
+        return plain.answers([request for request in mixed(64) if is_neutral(request)])[0]
+
+
+@pytest.fixture(scope="module")
+def engine(served: Served, options: dict[str, object], without: list[dict[str, Any]]) -> Iterator[Engine]:
+    """With the plugin. Plain first, so that a graph that was kept without tables would be found by this one."""
+    with Engine(served, **options) as steered:
+        yield steered
+
+
 def prompt(length: int, seed: int) -> tuple[int, ...]:
     draw = random.Random(seed)
     return tuple(draw.randrange(6, VOCABULARY) for _ in range(length))
@@ -55,51 +76,63 @@ def mixed(count: int) -> list[Request]:
     return requests
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_alone_and_in_a_mixed_batch_answers_are_the_runtimes(served: Served, tmp_path: Path, mode: str) -> None:
-    engine = EAGER | {"enforce_eager": mode == "eager"}
-    alone = [Request(prompt(9, seed=n), spec, 24) for n, spec in enumerate(SPECS)]
-    together = mixed(64)
-    # Plain first, so that a graph that was compiled and kept without tables would be found by the steered engine.
-    untouched = [request for request in together if request.personality in (None, "neutral")]
-    without = run_engine(tmp_path, served, [untouched], plugin=False, **engine)[0]
-    answers = run_engine(tmp_path, served, [*([request] for request in alone), together, together], **engine)
-    expected = [by_transformers(served, request) for request in [*alone, *together]]
-    for answer, reference in zip([*(batch[0] for batch in answers[:-2]), *answers[-2]], expected, strict=True):
-        assert_same(answer, reference)
-    for answer, reference in zip(answers[-1], expected[len(alone) :], strict=True):  # from what the cache kept
-        assert_same(answer, reference)
-    assert sum(answer["cached"] for answer in answers[-1]) > 0
-    plain = [by_transformers(served, Request(request.prompt, None, request.max_tokens)) for request in alone]
-    steered = [reference[0] != untouched[0] for reference, untouched in zip(expected, plain, strict=False)]
-    assert sum(steered) >= 5  # the personalities do change what is said
-    mine = [answer for answer, request in zip(answers[-2], together, strict=True) if request in untouched]
-    for answer, other in zip(mine, without, strict=True):
-        assert answer["tokens"] == other["tokens"]
-        assert answer["logprobs"] == pytest.approx(other["logprobs"], abs=1e-5)
+def is_neutral(request: Request) -> bool:
+    return request.personality in (None, "neutral")
 
 
-def test_steered_blocks_are_never_shared_and_prompts_are(served: Served, tmp_path: Path) -> None:
+def assert_all_same(served: Served, answers: list[dict[str, Any]], requests: list[Request]) -> None:
+    for answer, request in zip(answers, requests, strict=True):
+        assert_same(answer, by_transformers(served, request))
+
+
+def test_it_says_that_it_is_live_and_what_it_holds(engine: Engine, served: Served) -> None:
+    assert f"npti-export is live: adapter {served.adapter_folder} with openness+, openness-, " in engine.log
+    assert "npti-export steers 3 layers" in engine.log
+
+
+def test_a_request_alone_is_answered_as_by_the_runtime(engine: Engine, served: Served) -> None:
+    requests = [Request(prompt(9, seed=n), spec, 24) for n, spec in enumerate(SPECS)]
+    answers = [batch[0] for batch in engine.answers(*([request] for request in requests))]
+    assert_all_same(served, answers, requests)
+    plain = [by_transformers(served, Request(request.prompt, None, request.max_tokens))[0] for request in requests]
+    changed = [answer["tokens"] != tokens for answer, tokens in zip(answers, plain, strict=True)]
+    assert changed == [not is_neutral(request) for request in requests]  # the personalities do change what is said
+
+
+def test_64_mixed_requests_are_answered_as_by_the_runtime(
+    engine: Engine, served: Served, without: list[dict[str, Any]]
+) -> None:
+    requests = mixed(64)
+    answers, again = engine.answers(requests, requests)
+    assert_all_same(served, answers, requests)
+    assert_all_same(served, again, requests)  # from what the prefix cache kept
+    assert sum(answer["cached"] for answer in again) > 0
+    unsteered = [answer for answer, request in zip(answers, requests, strict=True) if is_neutral(request)]
+    for answer, plain in zip(unsteered, without, strict=True):
+        assert answer["tokens"] == plain["tokens"]
+        assert answer["logprobs"] == pytest.approx(plain["logprobs"], abs=1e-5)
+
+
+def test_steered_blocks_are_never_shared_and_prompts_are(engine: Engine, served: Served) -> None:
     assert POSITIONS["openness"] == "generated"
     start = prompt(2 * BLOCK, seed=7)
     first = Request((*start, 9), "openness+", 2 * BLOCK)
     written = by_transformers(served, first)[0]
     again = (*first.prompt, *written[: BLOCK + 4])  # the answer as a prompt: not steered, so nothing of it is shared
-    batches = [
-        [first],
-        [Request(first.prompt, "openness-", 4)],
-        [Request(first.prompt, None, 4)],
-        [Request(first.prompt, "openness+", 2 * BLOCK)],
-        [Request(again, "openness+", 8)],
-        [Request(again, None, 8)],
-        [Request(again, "extraversion-", 8)],
-        [Request(again, "neuroticism+", 8)],
-        [Request(again, "neuroticism+", 8)],
-        [Request(again, "neuroticism+0.5", 8)],
+    requests = [
+        first,
+        Request(first.prompt, "openness-", 4),
+        Request(first.prompt, None, 4),
+        Request(first.prompt, "openness+", 2 * BLOCK),
+        Request(again, "openness+", 8),
+        Request(again, None, 8),
+        Request(again, "extraversion-", 8),
+        Request(again, "neuroticism+", 8),
+        Request(again, "neuroticism+", 8),
+        Request(again, "neuroticism+0.5", 8),
     ]
-    answers = [batch[0] for batch in run_engine(tmp_path, served, batches, **EAGER)]
-    for answer, (request,) in zip(answers, batches, strict=True):
-        assert_same(answer, by_transformers(served, request))
+    answers = [batch[0] for batch in engine.answers(*([request] for request in requests))]
+    assert_all_same(served, answers, requests)
     cached = [answer["cached"] for answer in answers]
     assert cached[:4] == [0, 2 * BLOCK, 2 * BLOCK, 2 * BLOCK]
     assert cached[4] == 2 * BLOCK  # its third block holds what openness+ wrote, and here it is prompt
@@ -107,39 +140,33 @@ def test_steered_blocks_are_never_shared_and_prompts_are(served: Served, tmp_pat
     assert cached[7:] == [0, 3 * BLOCK, 0]  # steered everywhere: shared with itself only
 
 
-def test_chunks_of_a_prompt_and_preemption_change_nothing(served: Served, tmp_path: Path) -> None:
-    requests = [Request(prompt(100 + n, seed=n), SPECS[n % len(SPECS)], 60) for n in range(12)]
-    answers = run_engine(
-        tmp_path,
-        served,
-        [requests],
-        # Five blocks a request in the end, twelve requests, and room for six of them.
-        **EAGER | {"max_num_batched_tokens": 48, "max_num_seqs": 16, "num_gpu_blocks_override": 32},
-    )[0]
-    for answer, request in zip(answers, requests, strict=True):
-        assert_same(answer, by_transformers(served, request))
-
-
-def test_drafts_are_steered_as_what_they_become(served: Served, tmp_path: Path) -> None:
-    repeated = prompt(6, seed=3) * 4
-    requests = [Request(repeated, spec, 40) for spec in SPECS]
-    drafted = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    answers = run_engine(tmp_path, served, [requests], speculative_config=drafted, **EAGER)[0]
-    for answer, request in zip(answers, requests, strict=True):
-        assert_same(answer, by_transformers(served, request))
-
-
-def test_a_spec_that_is_not_there_is_refused_and_the_engine_lives_on(served: Served, tmp_path: Path) -> None:
+def test_a_spec_that_is_not_there_is_refused_and_the_engine_lives_on(engine: Engine, served: Served) -> None:
     good = Request(prompt(8, seed=1), "openness+", 8)
-    bad = Request(prompt(8, seed=1), "anger+", 8)
-    refused, answered = run_engine(tmp_path, served, [[bad], [good]], **EAGER)
+    refused, answered = engine.answers([Request(good.prompt, "anger+", 8)], [good])
     assert refused[0]["error"].startswith("Personality 'anger+', term 'anger+': there is no trait 'anger'")
-    assert_same(answered[0], by_transformers(served, good))
+    assert_all_same(served, answered, [good])
 
 
-def test_each_rank_holds_its_slice(served: Served, tmp_path: Path) -> None:
+def test_chunks_of_a_prompt_and_preemption_change_nothing(served: Served) -> None:
+    requests = [Request(prompt(100 + n, seed=n), SPECS[n % len(SPECS)], 60) for n in range(12)]
+    # Six blocks a request in the end, twelve requests, and room for five of them.
+    narrow = EAGER | {"max_num_batched_tokens": 48, "max_num_seqs": 16, "num_gpu_blocks_override": 32}
+    with Engine(served, **narrow) as engine:
+        answers = engine.answers(requests)[0]
+    assert_all_same(served, answers, requests)
+
+
+def test_drafts_are_steered_as_what_they_become(served: Served) -> None:
+    requests = [Request(prompt(6, seed=3) * 4, spec, 40) for spec in SPECS]
+    drafted = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    with Engine(served, speculative_config=drafted, **EAGER) as engine:
+        answers = engine.answers(requests)[0]
+    assert_all_same(served, answers, requests)
+
+
+def test_each_rank_holds_its_slice(served: Served) -> None:
     requests = [Request(prompt(20 + n, seed=n), SPECS[n % len(SPECS)], 16) for n in range(16)]
     split = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    answers = run_engine(tmp_path, served, [requests], **EAGER | split)[0]
-    for answer, request in zip(answers, requests, strict=True):
-        assert_same(answer, by_transformers(served, request))
+    with Engine(served, **EAGER | split) as engine:
+        answers = engine.answers(requests)[0]
+    assert_all_same(served, answers, requests)

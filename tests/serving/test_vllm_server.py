@@ -26,7 +26,7 @@ pytestmark = [
 NAME = "tiny"
 PROMPT = (10, 11, 12, 13, 14, 15, 16)
 TOKENS = 16
-START_SECONDS = 240
+START_SECONDS = 900
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def address(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     log, presets = folder / "log", folder / "presets.json"
     presets.write_text('{"curious": "openness+1.2"}', encoding="utf-8")
     with log.open("w") as written:
-        env = environment(served.adapter_folder, NPTI_PERSONALITY="neuroticism-", NPTI_PRESETS=str(presets))
+        env = environment(served, NPTI_PERSONALITY="neuroticism-", NPTI_PRESETS=str(presets))
         server = subprocess.Popen(command(served, port), env=env, stdout=written, stderr=subprocess.STDOUT)
     try:
         address, began = f"http://127.0.0.1:{port}", time.monotonic()
@@ -173,7 +173,7 @@ def test_an_adapter_of_another_model_keeps_the_server_from_starting(served: Serv
     other = made_to_serve(tmp_path, layers=2)
     done = subprocess.run(
         command(served, free_port()),
-        env=environment(other.adapter_folder),
+        env=environment(served, NPTI_ADAPTER=str(other.adapter_folder)),
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
@@ -182,17 +182,14 @@ def test_an_adapter_of_another_model_keeps_the_server_from_starting(served: Serv
     assert "The adapter was made for tiny-served (num_layers 2) and does not fit tiny-served (3)" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"NPTI_ADAPTER": "/nowhere/to/be/found"}, "npti-export: "),
-        ({"NPTI_PERSONALITY": "anger+"}, "there is no trait 'anger'"),
-        ({"VLLM_USE_V2_MODEL_RUNNER": "1"}, "VLLM_USE_V2_MODEL_RUNNER is set"),
-    ],
-)
-def test_what_cannot_be_served_keeps_the_server_from_starting(served: Served, more: dict[str, str], said: str) -> None:
-    env = environment(served.adapter_folder, **more)
-    done = subprocess.run(command(served, free_port()), env=env, capture_output=True, text=True, timeout=START_SECONDS)
+def test_a_default_that_is_not_there_keeps_the_server_from_starting(served: Served) -> None:
+    done = subprocess.run(
+        command(served, free_port()),
+        env=environment(served, NPTI_PERSONALITY="anger+"),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
     assert done.returncode != 0
-    assert said in done.stderr
+    assert "there is no trait 'anger'" in done.stderr
     assert "Traceback" not in done.stderr.split("npti-export: ")[-1]
