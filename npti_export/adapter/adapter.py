@@ -57,7 +57,7 @@ class PersonalityAdapter:
     >>> with TemporaryDirectory() as folder:
     ...     adapter.save_pretrained(folder)
     ...     PersonalityAdapter.from_pretrained(folder, traits=["openness"])
-    PersonalityAdapter(npti-demo: openness ...+/...-)
+    PersonalityAdapter(npti-demo: openness ...+.../...-...)
     """
 
     base_model: BaseModel

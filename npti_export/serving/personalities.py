@@ -50,8 +50,16 @@ class ServedPersonalities:
     Raises:
         NptiError: If the default, a preset, or no pole at all can be served.
 
+    >>> import numpy as np
     >>> from npti_export.adapter.find import bundled_folder
-    >>> served = ServedPersonalities(PersonalityAdapter.from_pretrained(bundled_folder()))
+    >>> from npti_export.adapter.neurons import NeuronSet
+    >>> from npti_export.adapter.records import PoleRecord, TraitRecord
+    >>> from npti_export.traits import Pole
+    >>> places, numbers = [np.zeros(1, np.int16), np.zeros(1, np.int32)], [np.ones(1, np.float32)] * 3
+    >>> poles = {pole: PoleRecord(NeuronSet(*places, *numbers), gamma=1.0) for pole in Pole}
+    >>> base_model = PersonalityAdapter.from_pretrained(bundled_folder()).base_model
+    >>> adapter = PersonalityAdapter(base_model, {"openness": TraitRecord("openness", poles)})
+    >>> served = ServedPersonalities(adapter)
     >>> served.steering({"personality": "openness+"}, prompt_tokens=7)
     RequestSteering(spec=PersonalitySpec(terms=(Term(trait='openness', ...),)), first=7)
     >>> served.steering(None, prompt_tokens=7)

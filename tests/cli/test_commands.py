@@ -110,5 +110,5 @@ def test_inspect_and_push_dry_run_show_the_bundled_adapter(capsys: pytest.Captur
     assert "npti-demo" in table
     assert "neuroticism-" in table
     files, _ = run(["push", "--dry-run", "-q"], capsys)
-    assert [line.split()[-1] for line in files.splitlines()][:2] == ["README.md", "config.json"]
+    assert [line.split()[-1] for line in files.splitlines()[:2]] == ["README.md", "config.json"]
     assert "transcripts" not in files

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from adapters_for_tests import make_adapter
+from transformers import LlamaForCausalLM
 
 from npti_export.cli import main
 
@@ -42,29 +44,36 @@ def stand_in(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
 
-def started(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def place(tmp_path: Path, demo_model_folder: Path) -> Path:
+    """A folder to start in, with an adapter of the bundled model that vLLM can play."""
+    make_adapter(LlamaForCausalLM.from_pretrained(demo_model_folder)).save_pretrained(tmp_path / "adapters" / "npti-demo")
+    return tmp_path
+
+
+def started(environment: dict[str, str], place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "cli.py"), "serve", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=120)
 
 
-def test_vllm_is_started_with_the_adapter_of_the_model(stand_in: dict[str, str], bundled_adapter: Path) -> None:
-    done = started(stand_in, "--personality", "openness+", "--port", "8123", "--", "--max-model-len", "256")
+def test_vllm_is_started_with_the_adapter_of_the_model(stand_in: dict[str, str], place: Path) -> None:
+    done = started(stand_in, place, "--personality", "openness+", "--port", "8123", "--", "--max-model-len", "256")
     arguments, settings = json.loads(done.stdout)
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert options["--served-model-name"] == "npti-demo"
     assert options["--host"] == "127.0.0.1"
     assert options["--port"] == "8123"
     assert arguments[-2:] == ["--max-model-len", "256"]
-    assert Path(settings["NPTI_ADAPTER"]).samefile(bundled_adapter)
+    assert Path(settings["NPTI_ADAPTER"]).samefile(place / "adapters" / "npti-demo")
     assert settings["NPTI_PERSONALITY"] == "openness+"
     assert "openness+, openness-" in done.stderr
 
 
-def test_what_cannot_be_served_is_said_before_vllm_starts(stand_in: dict[str, str]) -> None:
-    done = started(stand_in, "--personality", "anger+")
+def test_what_cannot_be_served_is_said_before_vllm_starts(stand_in: dict[str, str], place: Path) -> None:
+    done = started(stand_in, place, "--personality", "anger+")
     assert done.returncode == 1
     assert done.stdout == ""
     assert "there is no trait 'anger'" in done.stderr
-    done = started(stand_in, "--model", "org/unknown")
+    done = started(stand_in, place, "--model", "org/unknown")
     assert done.returncode == 1
     assert "No adapter for org/unknown was found" in done.stderr
