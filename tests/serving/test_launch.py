@@ -47,7 +47,8 @@ def stand_in(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def place(tmp_path: Path, demo_model_folder: Path) -> Path:
     """A folder to start in, with an adapter of the bundled model that vLLM can play."""
-    make_adapter(LlamaForCausalLM.from_pretrained(demo_model_folder)).save_pretrained(tmp_path / "adapters" / "npti-demo")
+    model = LlamaForCausalLM.from_pretrained(demo_model_folder)
+    make_adapter(model).save_pretrained(tmp_path / "adapters" / "npti-demo")
     return tmp_path
 
 
@@ -64,7 +65,7 @@ def test_vllm_is_started_with_the_adapter_of_the_model(stand_in: dict[str, str],
     assert options["--host"] == "127.0.0.1"
     assert options["--port"] == "8123"
     assert arguments[-2:] == ["--max-model-len", "256"]
-    assert Path(settings["NPTI_ADAPTER"]).samefile(place / "adapters" / "npti-demo")
+    assert (place / settings["NPTI_ADAPTER"]).samefile(place / "adapters" / "npti-demo")
     assert settings["NPTI_PERSONALITY"] == "openness+"
     assert "openness+, openness-" in done.stderr
 
