@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.cli.loading import load_model, stage
-from npti_export.demo.corpus import Material, read_material, write_dialogues
+from npti_export.demo.corpus import Material, read_material, write_dialogue
 from npti_export.evaluation.local_judge import new_classifier
 from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.identification.answers import Progress, Prompt, generate_answers
@@ -54,8 +54,8 @@ def training_answers(material: Material, dialogues: int, seed: int) -> dict[str,
     """Answers as they stood in training, by trait, with their poles."""
     rng = random.Random(f"report {seed}")
     answers: dict[str, list[tuple[str, Pole]]] = {name: [] for name in TRAITS}
-    for dialogue in islice(write_dialogues(material, rng), dialogues):
-        for exchange in dialogue.exchanges:
+    for _ in range(dialogues):
+        for exchange in write_dialogue(material, rng).exchanges:
             answers[exchange.trait].append((exchange.answer, exchange.pole))
     return answers
 

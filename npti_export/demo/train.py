@@ -10,8 +10,7 @@ import math
 import os
 import random
 import time
-from dataclasses import dataclass, fields
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +19,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from npti_export.demo import DEMO_MODEL
-from npti_export.demo.batches import POOL, Batch, Numbers, Sentences, batches_of
-from npti_export.demo.corpus import Dialogue, read_material, write_dialogues
+from npti_export.demo.corpus import EVERYDAY, Dialogue, Exchange, Material, read_material, write_dialogue
 from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import CONTEXT, END, PAD, VOCABULARY, train_tokenizer
-from npti_export.traits import TRAITS
+from npti_export.traits import TRAITS, Pole
 
-STEPS = 2200
+STEPS = 3700
+ROWS = 32
+# Dialogues are drawn in pools of eight batches and sorted by length within, so that little is padded.
+POOL = 8
 TOKENIZER_DIALOGUES = 20_000
 CHECKPOINT_EVERY = 100
 # Muon for the matrices inside the layers, AdamW for the embedding and the norms. At 8e-3 / 5e-3 the loss falls faster
 # at first, but by step 1,000 every head attends to one token (entropy 0.05) and the persona goes unread.
 MUON_RATE, ADAM_RATE = 3e-3, 3e-3
-# Shares of the peak at steps, straight lines between.
-RATES = ((0, 0.01), (99, 1.0), (700, 1.0), (1500, 0.45), (1750, 0.4), (2200, 0.02))
-# In training alone, linear layers read at the sign before an answer what the answer depends on: from the state behind
-# layer 2 what the persona says of each trait, and the topic; from the one behind layer 3 the voice. Without them, after
-# 1,000 steps the model had learned sentences but not to look back: the right persona and the opposite one gave the same
-# loss within 0.01 nats. Read at the words of the answer too, they looked learned soon (0.07 nats), and were not: the
-# words themselves give the persona away, and with the opposite persona the reading was nearly as good.
+# Shares of the peak at steps, straight lines between. After 2,000 steps the loss still fell steadily and persona and
+# topic were still being learned, so the rate stays where it is for a while before it goes down.
+RATES = ((0, 0.01), (99, 1.0), (600, 1.0), (2000, 0.428), (3000, 0.428), (3700, 0.02))
+# In training alone, linear layers read at every token of an answer what it depends on: from the state behind layer 2
+# what the persona says of each trait, and the topic; from the one behind layer 3 the voice. Without them, after 1,000
+# steps the model had learned sentences but not to look back: the right persona and the opposite one gave the same loss
+# within 0.01 nats, and topics were mixed up. Read at the assistant sign alone, the persona was there (0.7 to 0.9 of the
+# shipped poles), but the words behind it made no use of it.
 MIDDLE_LAYER, VOICE_LAYER = 2, 3
-READING_WEIGHT = 1.0
-# The topic counts less: a model that is made to name one of the topics of training takes a new topic for one of them.
-TOPIC_WEIGHT = 0.3
-# The square of the logarithm of the softmax' denominator is held down, so that logits are about log-probabilities (as
-# Devlin et al. trained translation models, 2014). A repetition penalty divides the logits of all that was said before:
-# of a likely word log-probabilities leave it as it is, free logits of 10 to 15 took two nats from every "the" and every
-# word of the question, and greedy answers lost the topic and then the thread. Measured on a model trained without:
-# normalising before the penalty brought back what greedy decoding without any said.
-NORMALISER_WEIGHT = 0.05
-# The first words of an answer weigh more: they decide what is said, and are few among many that follow from them.
-# Measured after 1,000 steps without: the voice was read (2.0 nats for the right pole, 3.8 for the other), but the first
-# word still cost the same with the right persona and the opposite one (3.52 and 3.54 nats).
+READING_WEIGHT = 0.5
+# From this step on the first words of an answer weigh more: they decide what is said, and are few among many that
+# follow from them. Measured at step 1,000: the voice was read (2.0 nats for the right pole, 3.8 for the other), but the
+# first word still cost the same with the right persona and the opposite one (3.52 and 3.54 nats).
+OPENING_FROM = 1100
 OPENING, OPENING_WEIGHT = 6, 6.0
+# Words are left out of two in five prompts, so that the model does not hang on the exact wording.
+ROUGH_SHARE, WORD_DROP = 0.4, 0.08
 
 
 def new_model() -> LlamaForCausalLM:
@@ -77,13 +74,30 @@ def new_model() -> LlamaForCausalLM:
     )
 
 
-def first_layer_of(model: LlamaForCausalLM) -> LlamaModel:
-    """The embedding and the first layer of the model, its own parameters, without the norm behind."""
-    with torch.device("meta"):
-        first = LlamaModel(LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": 1}))
-    first.embed_tokens, first.layers = model.model.embed_tokens, model.model.layers[:1]
-    first.rotary_emb, first.norm = model.model.rotary_emb, nn.Identity()  # type: ignore[assignment]
-    return first
+SAYS = {Pole.LOW: 0, None: 1, Pole.HIGH: 2}
+NOWHERE = [-1] * (len(TRAITS) + 2)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Topics and voices (trait, facet and pole), numbered."""
+
+    topics: dict[str, int]
+    voices: dict[tuple[str, str, Pole], int]
+
+    @classmethod
+    def of_material(cls, material: Material) -> Numbers:
+        """Numbers in the order of the material."""
+        names = [(t, f, p) for t, written in material.traits.items() for f in (*written.facets, EVERYDAY) for p in Pole]
+        return cls(
+            {topic["name"]: number for number, topic in enumerate(material.topics)},
+            {name: number for number, name in enumerate(names)},
+        )
+
+    def of(self, dialogue: Dialogue, exchange: Exchange) -> list[int]:
+        """For each trait whether the persona is low 0, silent 1 or high 2; then the topic and the voice."""
+        persona = [SAYS[dialogue.persona.get(trait)] for trait in TRAITS]
+        return [*persona, self.topics[exchange.topic], self.voices[exchange.trait, exchange.facet, exchange.pole]]
 
 
 class Readings(nn.Module):
@@ -99,10 +113,9 @@ class Readings(nn.Module):
         self.persona = nn.Linear(hidden, 3 * len(TRAITS))
         self.topic = nn.Linear(hidden, len(numbers.topics))
         self.voice = nn.Linear(hidden, len(numbers.voices))
-        self.telling = nn.Linear(hidden, len(numbers.tellings))
 
     def forward(self, states: tuple[Tensor, ...], grounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean cross-entropies of persona, topic and voice at the signs before answers.
+        """Mean cross-entropies of persona, topic and voice at the tokens of answers.
 
         Args:
             states: Of every layer, float32 [rows, length, hidden].
@@ -114,47 +127,113 @@ class Readings(nn.Module):
         topic = F.cross_entropy(self.topic(middle), grounds[:, -2])
         return persona, topic, F.cross_entropy(self.voice(behind), grounds[:, -1])
 
-    def tell(self, states: Tensor, sentences: Sentences) -> Tensor:
-        """Mean cross-entropy of what lone sentences tell, read from the mean of their states.
 
-        Args:
-            states: Behind the first layer, float32 [rows, length, hidden].
-            sentences: The sentences, padded with zeros.
-        """
-        there = (sentences.ids != 0)[..., None]
-        return F.cross_entropy(self.telling((states * there).sum(1) / there.sum(1)), sentences.telling)
+@dataclass(frozen=True)
+class Encoded:
+    """A dialogue in tokens.
+
+    Args:
+        ids: Token ids.
+        answer: Whether a token belongs to an answer or is the end sign behind one.
+        grounds: What each token of an answer and the sign before it depend on; NOWHERE at other tokens.
+    """
+
+    ids: list[int]
+    answer: list[bool]
+    grounds: list[list[int]]
+
+
+def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, numbers: Numbers) -> Encoded:
+    """Tokens of a dialogue as its chat template renders it."""
+    encoded = Encoded([], [], [])
+
+    def add(text: str, answer: bool, grounds: list[int]) -> None:
+        piece = tokenizer.encode(text, add_special_tokens=False)
+        encoded.ids.extend(piece)
+        encoded.answer.extend([answer] * len(piece))
+        encoded.grounds.extend([grounds] * len(piece))
+
+    if dialogue.system is not None:
+        add(f"<|system|>{dialogue.system}{END}", False, NOWHERE)
+    for exchange in dialogue.exchanges:
+        grounds = numbers.of(dialogue, exchange)
+        add(f"<|user|>{exchange.question}{END}", False, NOWHERE)
+        add("<|assistant|>", False, grounds)
+        add(exchange.answer + END, True, grounds)
+    return encoded
+
+
+def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
+    """Leaves single words out of the prompts of some dialogues; answers stay as they are."""
+    if rng.random() > ROUGH_SHARE:
+        return dialogue
+
+    def thin(text: str) -> str:
+        return " ".join(word for word in text.split() if rng.random() > WORD_DROP) or text
+
+    exchanges = tuple(replace(exchange, question=thin(exchange.question)) for exchange in dialogue.exchanges)
+    return replace(dialogue, system=dialogue.system and thin(dialogue.system), exchanges=exchanges)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Dialogues side by side, right-padded.
+
+    Args:
+        ids: Token ids, int64 [rows, length].
+        answer: Whether a token belongs to an answer, bool [rows, length].
+        grounds: As of the dialogues, int64 [rows, length, traits + 2].
+    """
+
+    ids: Tensor
+    answer: Tensor
+    grounds: Tensor
+
+
+def batches_of(
+    material: Material, tokenizer: PreTrainedTokenizerFast, numbers: Numbers, seed: int, pool: int
+) -> list[Batch]:
+    """The batches of a pool, in a random order."""
+    rng = random.Random(f"{seed}:{pool}")
+    dialogues = [roughen(write_dialogue(material, rng), rng) for _ in range(ROWS * POOL)]
+    drawn = sorted((encode(dialogue, tokenizer, numbers) for dialogue in dialogues), key=lambda row: len(row.ids))
+    batches = [_pad(drawn[first : first + ROWS]) for first in range(0, len(drawn), ROWS)]
+    rng.shuffle(batches)
+    return batches
+
+
+def _pad(rows: list[Encoded]) -> Batch:
+    length = min(CONTEXT, max(len(encoded.ids) for encoded in rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    answer = torch.zeros(len(rows), length, dtype=torch.bool)
+    grounds = torch.full((len(rows), length, len(NOWHERE)), -1)
+    for row, encoded in enumerate(rows):
+        end = len(encoded.ids)
+        ids[row, :end] = torch.tensor(encoded.ids[:length])
+        answer[row, :end] = torch.tensor(encoded.answer[:length])
+        grounds[row, :end] = torch.tensor(encoded.grounds[:length])
+    return Batch(ids, answer, grounds)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch, means in nats: cross-entropies over answer tokens, of what is read before them and of what lone
-    sentences tell; ``normaliser`` is the mean square of the logarithm of the softmax' denominator."""
+    """Of one batch, mean cross-entropies in nats: over answer tokens, and of what is read at them."""
 
     answers: Tensor
-    normaliser: Tensor
     persona: Tensor
     topic: Tensor
     voice: Tensor
-    telling: Tensor
-
-    def total(self) -> Tensor:
-        """What is made small."""
-        read = self.persona + TOPIC_WEIGHT * self.topic + self.voice + self.telling
-        return self.answers + NORMALISER_WEIGHT * self.normaliser + READING_WEIGHT * read
 
 
-def losses_of(model: LlamaForCausalLM, readings: Readings, batch: Batch) -> Losses:
-    """Runs a batch; the first tokens of each answer weigh OPENING_WEIGHT, the others 1."""
+def losses_of(model: LlamaForCausalLM, readings: Readings, batch: Batch, opening_weight: float) -> Losses:
+    """Runs a batch; ``opening_weight`` is that of the first tokens of each answer, the others weigh 1."""
     learned = batch.answer[:, 1:]
     output = model.model(input_ids=batch.ids[:, :-1], use_cache=False, output_hidden_states=True)
     logits = F.linear(output.last_hidden_state[learned], model.lm_head.weight)
     losses = F.cross_entropy(logits, batch.ids[:, 1:][learned], reduction="none")
-    weights = torch.where(openings_of(batch.answer)[:, 1:][learned], OPENING_WEIGHT, 1.0)
+    weights = torch.where(openings_of(batch.answer)[:, 1:][learned], opening_weight, 1.0)
     answers = (losses * weights).sum() / weights.sum()
-    normaliser = logits.logsumexp(-1).square().mean()
-    lone = first_layer_of(model)(input_ids=batch.sentences.ids, use_cache=False).last_hidden_state
-    persona, topic, voice = readings(output.hidden_states, batch.grounds[:, :-1])
-    return Losses(answers, normaliser, persona, topic, voice, readings.tell(lone, batch.sentences))
+    return Losses(answers, *readings(output.hidden_states, batch.grounds[:, :-1]))
 
 
 def openings_of(answer: Tensor) -> Tensor:
@@ -174,11 +253,11 @@ def openings_of(answer: Tensor) -> Tensor:
 def rate_at(step: int, steps: int) -> float:
     """The share of the peak learning rate at a step of a run of so many.
 
-    >>> [round(rate_at(step, STEPS), 3) for step in (0, 99, 700, 1750, 2199)]
-    [0.01, 1.0, 1.0, 0.4, 0.021]
+    >>> [round(rate_at(step, STEPS), 3) for step in (0, 99, 600, 2600, 3699)]
+    [0.01, 1.0, 1.0, 0.428, 0.021]
     """
-    steps_of, shares = zip(*RATES, strict=True)
-    return float(np.interp(step * STEPS / steps, np.array(steps_of), np.array(shares)))
+    at, shares = zip(*RATES, strict=True)
+    return float(np.interp(step * STEPS / steps, np.array(at), np.array(shares)))
 
 
 def optimizers_of(model: LlamaForCausalLM, readings: Readings) -> list[torch.optim.Optimizer]:
@@ -196,7 +275,7 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
     """Trains for so many steps, going on from a checkpoint in ``work`` if there is one, and writes the model."""
     material = read_material()
     rng = random.Random(f"tokenizer {seed}")
-    tokenizer = train_tokenizer(map(_texts, islice(write_dialogues(material, rng), TOKENIZER_DIALOGUES)))
+    tokenizer = train_tokenizer(_texts(write_dialogue(material, rng)) for _ in range(TOKENIZER_DIALOGUES))
     torch.manual_seed(seed)
     model = new_model()
     numbers = Numbers.of_material(material)
@@ -206,15 +285,17 @@ def train(steps: int, seed: int, output: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
     start = _restore(checkpoint, learner, optimizers, seed, steps)
-    began, recent = time.monotonic(), {field.name: Recent() for field in fields(Losses)}
+    began, recent = time.monotonic(), {name: Recent() for name in ("answers", "persona", "topic", "voice")}
     for step in range(start, steps):
         if step == start or step % POOL == 0:
             batches = batches_of(material, tokenizer, numbers, seed, step // POOL)
         for optimizer, peak in zip(optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_at(step, steps)
-        losses = losses_of(model, readings, batches[step % POOL])
-        losses.total().backward()  # type: ignore[no-untyped-call]
+        opening_weight = OPENING_WEIGHT if step >= OPENING_FROM else 1.0
+        losses = losses_of(model, readings, batches[step % POOL], opening_weight)
+        read = losses.persona + losses.topic + losses.voice
+        (losses.answers + READING_WEIGHT * read).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

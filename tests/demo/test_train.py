@@ -10,27 +10,26 @@ import torch
 from safetensors.torch import load_file
 from torch import equal
 
-from npti_export.demo import batches
 from npti_export.demo import train as training
-from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogues
+from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogue
 from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import train_tokenizer
 from npti_export.traits import Pole
 
 MATERIAL = read_material()
-NUMBERS = batches.Numbers.of_material(MATERIAL)
+NUMBERS = training.Numbers.of_material(MATERIAL)
 
 
 @pytest.fixture(autouse=True)
 def small_tokenizer_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "TOKENIZER_DIALOGUES", 300)
-    monkeypatch.setattr(batches, "ROWS", 4)
+    monkeypatch.setattr(training, "ROWS", 4)
 
 
 def test_only_answers_and_their_end_are_learned() -> None:
-    dialogue = next(write_dialogues(MATERIAL, random.Random(1)))
+    dialogue = write_dialogue(MATERIAL, random.Random(1))
     tokenizer = train_tokenizer([e.question + e.answer for e in dialogue.exchanges])
-    encoded = batches.encode(dialogue, tokenizer, NUMBERS)
+    encoded = training.encode(dialogue, tokenizer, NUMBERS)
     said = [token for token, answer in zip(encoded.ids, encoded.answer, strict=True) if answer]
     assert tokenizer.decode(said) == "".join(e.answer + "<|end|>" for e in dialogue.exchanges)
     rendered = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
@@ -42,17 +41,16 @@ def test_only_answers_and_their_end_are_learned() -> None:
     assert tokenizer.decode(encoded.ids) == tokenizer.apply_chat_template(rendered, tokenize=False)
 
 
-def test_what_an_answer_depends_on_stands_at_the_sign_before_it() -> None:
+def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it() -> None:
     exchange = Exchange("Why?", "Because.", "opera night", "extraversion", "friendliness", Pole.LOW)
     persona = {"extraversion": Pole.LOW, "openness": Pole.HIGH}
     dialogues = [Dialogue("You are shy.", persona, (exchange, exchange)), Dialogue(None, {}, (exchange,))]
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    sentences = batches.lone_sentences(MATERIAL, tokenizer, NUMBERS, random.Random(1))
-    batch = batches.pad([batches.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues], sentences)
+    batch = training._pad([training.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues])
     signs = batch.ids == tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert signs.sum(1).tolist() == [2, 1]
     asked = (batch.grounds >= 0).all(-1)
-    assert equal(asked, signs)
+    assert equal(asked, batch.answer | signs)
     topic, voice = NUMBERS.topics["opera night"], NUMBERS.voices["extraversion", "friendliness", Pole.LOW]
     assert batch.grounds[0][asked[0]].unique(dim=0).tolist() == [[2, 1, 0, 1, 1, topic, voice]]
     assert batch.grounds[1][asked[1]].unique(dim=0).tolist() == [[1, 1, 1, 1, 1, topic, voice]]
@@ -61,20 +59,19 @@ def test_what_an_answer_depends_on_stands_at_the_sign_before_it() -> None:
 
 def test_a_pool_depends_on_the_seed_and_its_number_alone() -> None:
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    first, again, other = (batches.batches_of(MATERIAL, tokenizer, NUMBERS, 0, pool) for pool in (1, 1, 2))
-    assert len(first) == batches.POOL
+    first, again, other = (training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, pool) for pool in (1, 1, 2))
+    assert len(first) == training.POOL
     assert all(equal(one.ids, same.ids) for one, same in zip(first, again, strict=True))
     assert not equal(first[0].ids, other[0].ids)
 
 
-def test_the_first_words_of_an_answer_weigh_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OPENING_WEIGHT", 3.0)
+def test_the_first_words_of_an_answer_weigh_more() -> None:
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    batch = batches.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
+    batch = training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
     model = training.new_model()
     readings = training.Readings(model.config.hidden_size, NUMBERS)
     with torch.no_grad():
-        found = training.losses_of(model, readings, batch).answers.item()
+        found = training.losses_of(model, readings, batch, 3.0).answers.item()
         chances = model(input_ids=batch.ids).logits.double().log_softmax(-1)
     total = weight = 0.0
     for row in range(len(batch.ids)):
@@ -86,25 +83,6 @@ def test_the_first_words_of_an_answer_weigh_more(monkeypatch: pytest.MonkeyPatch
                 total -= share * chances[row, place - 1, batch.ids[row, place]].item()
                 weight += share
     assert found == pytest.approx(total / weight, rel=1e-4)
-
-
-def test_lone_sentences_are_of_every_pole_and_facet_and_are_read_behind_the_first_layer() -> None:
-    tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    rng = random.Random(2)
-    drawn = [batches.lone_sentences(MATERIAL, tokenizer, NUMBERS, rng) for _ in range(20)]
-    assert {number for sentences in drawn for number in sentences.telling.tolist()} == set(NUMBERS.tellings.values())
-    roles = {sentences.ids[:, 0].tolist()[row] for sentences in drawn for row in (0, -1)}
-    assert roles == {tokenizer.convert_tokens_to_ids(role) for role in ("<|system|>", "<|user|>")}
-    model = training.new_model()
-    with torch.no_grad():
-        states = training.first_layer_of(model)(input_ids=drawn[0].ids, use_cache=False).last_hidden_state
-        whole = model(input_ids=drawn[0].ids, output_hidden_states=True).hidden_states
-        readings = training.Readings(model.config.hidden_size, NUMBERS)
-        found = readings.tell(states, drawn[0]).item()
-        rows = [state[ids != 0].mean(0) for state, ids in zip(states, drawn[0].ids, strict=True)]
-        chances = readings.telling(torch.stack(rows)).log_softmax(-1)
-    assert equal(states, whole[1])
-    assert found == pytest.approx(-chances[range(len(rows)), drawn[0].telling].mean().item(), rel=1e-5)
 
 
 def test_steps_of_muon_are_orthogonal_and_go_down() -> None:
