@@ -33,14 +33,22 @@ def make_adapter(
     """
     random = np.random.default_rng(seed)
     base_model = describe_base_model(model, find_sites(model))
-    places = np.array([(layer, i) for layer, n in enumerate(base_model.neurons_per_layer) for i in range(n.dense)])
+    places = np.array(
+        [
+            (layer, expert, index)
+            for layer, n in enumerate(base_model.neurons_per_layer)
+            for expert in range(-1, n.experts)
+            for index in range(n.dense + n.shared if expert < 0 else n.per_expert)
+        ]
+    )
+    mixture = any(n.experts for n in base_model.neurons_per_layer)
     adapter = PersonalityAdapter(base_model, {})
     for trait in traits:
         order = random.permutation(len(places))
         count = int(SHARE * len(places))
         poles = {
-            Pole.HIGH: _pole(places[order[:count]], random, of_pole),
-            Pole.LOW: _pole(places[order[count : 2 * count]], random, of_pole),
+            Pole.HIGH: _pole(places[order[:count]], random, mixture, of_pole),
+            Pole.LOW: _pole(places[order[count : 2 * count]], random, mixture, of_pole),
         }
         adapter = adapter.with_trait(TraitRecord(trait, poles))
     return adapter
@@ -58,11 +66,16 @@ def with_dense_parts(adapter: PersonalityAdapter, hidden: int, layers: Sequence[
     return adapter
 
 
-def _pole(places: np.ndarray, random: np.random.Generator, fields: dict[str, object]) -> PoleRecord:
-    layer, index = places[np.lexsort((places[:, 1], places[:, 0]))].T
+def _pole(places: np.ndarray, random: np.random.Generator, mixture: bool, fields: dict[str, object]) -> PoleRecord:
+    layer, expert, index = places[np.lexsort(places.T[::-1])].T
     target = random.uniform(0.1, 2.0, len(layer)).astype(np.float32)
     delta = random.uniform(0.1, 0.6, len(layer)).astype(np.float32)
     neurons = NeuronSet(
-        layer.astype(np.int16), index.astype(np.int32), Method().shift(GAMMA, target, delta), target, delta
+        layer.astype(np.int16),
+        index.astype(np.int32),
+        Method().shift(GAMMA, target, delta),
+        target,
+        delta,
+        expert.astype(np.int16) if mixture else None,
     )
     return PoleRecord(neurons, GAMMA, **fields)  # type: ignore[arg-type]

@@ -5,8 +5,15 @@ from __future__ import annotations
 import string
 
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -69,3 +76,30 @@ def tiny_chat_model(seed: int = 0, context: int = 96, name: str = "tests/tiny-ch
         name_or_path=name,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_chat_mixture(family: str, seed: int = 0, **sizes: object) -> PreTrainedModel:
+    """A random mixture of experts over that vocabulary, its weights as wide.
+
+    Args:
+        family: The name of its config class in transformers, without ``Config``.
+        seed: Of the weights.
+        sizes: What its config needs beside the usual.
+    """
+    torch.manual_seed(seed)
+    usual = {
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 3 + len(ROLES) + len(CHARACTERS),
+        "max_position_embeddings": 96,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "name_or_path": f"tests/tiny-{family.lower()}",
+    }
+    config = getattr(transformers, f"{family}Config")(**usual | sizes)
+    return AutoModelForCausalLM.from_config(config).eval()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.records import PoleRecord
 from npti_export.traits import Pole
 
 
@@ -33,23 +34,30 @@ def steered_by_hooks(
             hook.remove()
 
 
+def experts_of(record: PoleRecord) -> Sequence[int]:
+    """The expert of each neuron of a pole, -1 for those of no routed expert."""
+    return [-1] * len(record.neurons) if record.neurons.expert is None else record.neurons.expert.tolist()
+
+
 def edit_of(
-    adapter: PersonalityAdapter, trait: str, pole: Pole, layer: int
+    adapter: PersonalityAdapter, trait: str, pole: Pole, layer: int, expert: int = -1
 ) -> Callable[[object, object, Tensor], Tensor]:
-    """A forward hook that moves the activations of one layer."""
+    """A forward hook that moves the activations of one layer, or of one of its routed experts."""
     towards, against = adapter.traits[trait].poles[pole], adapter.traits[trait].poles[pole.opposite]
     shifted = {
         int(at): towards.gamma * float(target) * (1.0 / (1.0 + math.exp(-10.0 * (abs(float(delta)) - 0.15))))
-        for where, at, target, delta in zip(
+        for where, of, at, target, delta in zip(
             towards.neurons.layer,
+            experts_of(towards),
             towards.neurons.index,
             towards.neurons.target,
             towards.neurons.delta,
             strict=True,
         )
-        if where == layer
+        if (where, of) == (layer, expert)
     }
-    capped = [int(at) for where, at in zip(against.neurons.layer, against.neurons.index, strict=True) if where == layer]
+    of_opposite = zip(against.neurons.layer, experts_of(against), against.neurons.index, strict=True)
+    capped = [int(at) for where, of, at in of_opposite if (where, of) == (layer, expert)]
 
     def edit(_module: nn.Module, _arguments: object, activation: Tensor) -> Tensor:
         moved = activation.clone()

@@ -61,6 +61,11 @@ class BaseModel:
         """All neurons of all layers (the N of the selection rule)."""
         return sum(layer.total for layer in self.neurons_per_layer)
 
+    @property
+    def num_experts(self) -> int:
+        """All routed experts of all layers."""
+        return sum(layer.experts for layer in self.neurons_per_layer)
+
     def check_fit(self, model: BaseModel) -> str | None:
         """Whether an adapter made for this model can steer another one.
 

@@ -94,6 +94,8 @@ def _measured(trait: TraitRecord, pole: Pole) -> list[list[str]]:
     start = [f"`{trait.name}{pole.sign}`", f"{len(record.neurons):,}", dose]
     rows = []
     for judge, scores in _scores(trait, pole):
+        if not _METRICS.keys() & scores.keys():  # benchmarks alone have a table of their own
+            continue
         figure = partial(_figure, scores)
         questions = scores.get("questions")
         who = judge + (f", {questions} questions" if isinstance(questions, int) else "")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from npti_export.steering.compiled import Handed, handed_slots
 from npti_export.steering.output import OutputPlace
 from npti_export.steering.positions import TokenSteering
 from npti_export.steering.tables import SteeringTables
@@ -20,10 +21,15 @@ class SteeredOutput:
         place: Which module.
         tables: Those of its layer.
         steering_for: Says which slot each token of the running forward has; None where nothing is steered.
+        handed: The same for compiled code.
     """
 
     def __init__(
-        self, place: OutputPlace, tables: SteeringTables, steering_for: Callable[[Tensor], TokenSteering | None]
+        self,
+        place: OutputPlace,
+        tables: SteeringTables,
+        steering_for: Callable[[Tensor], TokenSteering | None],
+        handed: Handed,
     ) -> None:
         self.place = place
         self._own = vars(place.module).get("forward")
@@ -33,6 +39,10 @@ class SteeredOutput:
         @wraps(original)
         def forward(*arguments: Any, **keywords: Any) -> Tensor:
             output: Tensor = original(*arguments, **keywords)
+            slots_here = handed_slots(handed, output) if self._there else None
+            if slots_here is not None and tables.residual is not None:
+                handed.outputs.append(None)
+                return output + tables.residual[slots_here].to(output)
             steering = steering_for(output) if self._there else None
             if steering is None or tables.residual is None:
                 return output

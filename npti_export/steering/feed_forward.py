@@ -72,10 +72,10 @@ def candidates(layer: nn.Module, layer_name: str) -> list[Candidate]:
 
 def _of_module(name: str, module: nn.Module) -> Iterator[Candidate]:
     children = dict(module.named_children())
-    shapes = {key: shape for key, child in children.items() if (shape := _map_shape(child))}
+    shapes = {key: shape for key, child in children.items() if (shape := map_shape(child))}
     if len(shapes) not in (2, 3) or any(isinstance(child, CONVOLUTIONS) for child in children.values()):
         return  # a state-space mixer has two maps, an activation, and a convolution between them
-    activations = [key for key, child in children.items() if key not in shapes and _may_be_activation(child)]
+    activations = [key for key in activations_in(module) if key not in shapes]
     for narrow, (width, hidden) in shapes.items():
         wide = tuple(key for key in shapes if key != narrow)
         if all(shapes[key] == (hidden, width) for key in wide):
@@ -89,7 +89,12 @@ def _of_module(name: str, module: nn.Module) -> Iterator[Candidate]:
             yield Candidate(name, module, wiring, wide, narrow, width, activation)
 
 
-def _map_shape(module: nn.Module) -> tuple[int, int] | None:
+def activations_in(module: nn.Module) -> list[str]:
+    """Names of the parts of a module, one level down, that may be activations."""
+    return [name for name, child in module.named_children() if _may_be_activation(child)]
+
+
+def map_shape(module: nn.Module) -> tuple[int, int] | None:
     """Inputs and outputs of a linear map, also one that is quantised, wrapped or stored transposed (GPT-2)."""
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
@@ -104,11 +109,19 @@ def _may_be_activation(module: nn.Module) -> bool:
     return not list(module.children()) and all(parameter.numel() == 1 for parameter in module.parameters())
 
 
-def experts_in(layer: nn.Module, layer_name: str) -> str | None:
-    """Name of the part that holds experts; they lie fused in three-dimensional parameters, as no dense part does."""
+def experts_in(layer: nn.Module, layer_name: str) -> list[tuple[str, nn.Module, int]]:
+    """The parts of a layer that hold experts, with their number.
+
+    They lie fused in three-dimensional parameters, as no dense part does.
+
+    >>> experts = nn.ParameterDict({"up": torch.zeros(4, 6, 2), "router": torch.zeros(4, 2)})
+    >>> [(name, count) for name, _, count in experts_in(nn.ModuleDict({"experts": experts}), "mlp")]
+    [('mlp.experts', 4)]
+    """
+    found = []
     for name, module in layer.named_modules(prefix=layer_name):
         # A parameter that is to be broadcast may have dimensions of 1 in front.
-        fused = (parameter.ndim >= 3 and parameter.shape[0] > 1 for parameter in module.parameters(recurse=False))
-        if not isinstance(module, CONVOLUTIONS) and any(fused):
-            return str(name)
-    return None
+        fused = [p.shape[0] for p in module.parameters(recurse=False) if p.ndim >= 3 and p.shape[0] > 1]
+        if not isinstance(module, CONVOLUTIONS) and fused:
+            found.append((str(name), module, fused[0]))
+    return found

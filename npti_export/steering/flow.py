@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from npti_export.steering.feed_forward import Candidate, Wiring
 from npti_export.steering.functional import FUNCTIONS, FunctionalActivation
+from npti_export.steering.shares import share_of
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,15 @@ def _proved_module(flow: Flow, candidate: Candidate) -> Proof | str:
     name = f"{candidate.name}.{candidate.activation}"
     calls = flow.calls(candidate.child(str(candidate.activation)))
     widths = [call.given.shape[-1] for call in calls if call.given is not None]
-    if widths != [candidate.width] or calls[0].given is None or calls[0].output is None:
+    _, here = share_of(candidate.child(candidate.wide[0]), candidate.width)
+    if widths not in ([candidate.width], [here]) or calls[0].given is None or calls[0].output is None:
         return (
             f"The activation {name} did not run as expected: one call on width {candidate.width} was expected in a "
             f"one-token forward, calls on widths {widths} were seen. Its block runs {_forward_of(candidate.module)}; "
             "if that is a kernel that goes round the activation, load the model without it."
         )
     given, activation = calls[0].given, calls[0].output
-    if list(activation.shape) not in ([1, 1, candidate.width], [1, candidate.width]):
+    if list(activation.shape) not in ([1, 1, *widths], [1, *widths]):
         return (
             f"The activation {name} runs on a tensor of shape {list(activation.shape)}; [rows, tokens, width] was "
             "expected, so that a token's row can be told."

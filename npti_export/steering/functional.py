@@ -1,10 +1,11 @@
-"""An activation that a feed-forward block applies by calling a function (LFM2), as a module that can be steered."""
+"""An activation that a block applies by calling a function (LFM2, gpt-oss), as a module that can be steered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -25,6 +26,9 @@ class FunctionalActivation(nn.Module):
         down: Name of the map back.
     """
 
+    method = "forward"
+    """What of the block is replaced, on the instance."""
+
     def __init__(self, function: str, gate: str, up: str, down: str) -> None:
         super().__init__()
         self.function: nn.Module = ACT2FN[function]
@@ -35,7 +39,7 @@ class FunctionalActivation(nn.Module):
         activation: Tensor = self.function(gate)
         return activation
 
-    def forward_of(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
+    def method_of(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
         """A ``forward`` for the block, the same as its own but by way of the module that stands at ``act_fn``."""
         gate, up, down = self.names
 
@@ -45,3 +49,35 @@ class FunctionalActivation(nn.Module):
             return out
 
         return MethodType(forward, block)
+
+
+class ClampedActivation(nn.Module):
+    """What the experts of gpt-oss apply: ``x · sigmoid(alpha · x)`` of the gate, clamped from above.
+
+    Args:
+        alpha: Steepness of the sigmoid.
+        limit: What the gate is clamped to from above, and the up map's output on both sides.
+    """
+
+    method = "_apply_gate"
+    """What of the experts is replaced, on the instance."""
+
+    def __init__(self, alpha: float, limit: float) -> None:
+        super().__init__()
+        self.alpha, self.limit = alpha, limit
+
+    def forward(self, gate: Tensor) -> Tensor:
+        """The activation of the gate's output, [rows, width]."""
+        gate = gate.clamp(max=self.limit)
+        return gate * torch.sigmoid(gate * self.alpha)
+
+    def method_of(self, experts: nn.Module) -> Callable[[Tensor], Tensor]:
+        """An ``_apply_gate`` for the experts, the same as their own but by way of the module at ``act_fn``."""
+        limit = self.limit
+
+        def apply_gate(self: nn.Module, gate_up: Tensor) -> Tensor:
+            gate, up = gate_up[..., ::2], gate_up[..., 1::2]
+            activation: Tensor = getattr(self, ATTRIBUTE)(gate)
+            return (up.clamp(min=-limit, max=limit) + 1) * activation
+
+        return MethodType(apply_gate, experts)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from threading import get_ident
 from typing import Any, NoReturn
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from npti_export.errors import NptiError
+from npti_export.steering.compiled import Handed
 from npti_export.steering.dense import SteeredOutput
 from npti_export.steering.dial import InForce
+from npti_export.steering.experts import expert_steering
 from npti_export.steering.module import SteeredActivation
 from npti_export.steering.positions import (
     GenerateCall,
@@ -27,6 +30,7 @@ from npti_export.steering.positions import (
     first_steered,
     forward_span,
     generate_call_of,
+    scored_slots,
     token_slots,
 )
 from npti_export.steering.sites import Site, decoder_of, one_token_forward
@@ -41,14 +45,20 @@ class _RunningForward:
     Args:
         outer: The one that it runs within, if any.
         steering: Which slot each token has; None where nothing is steered.
-        activations: How many activations have asked.
-        outputs: How many places of dense parts have asked.
+        flattened: The same for activations that run on flattened rows and tokens, once one has asked.
+        shape: Number of rows and of tokens.
+        slots: The slot of every token as data for compiled code, int64 [rows, tokens].
+        activations: An entry for each activation that has asked.
+        outputs: The same of places of dense parts.
     """
 
     outer: _RunningForward | None
     steering: TokenSteering | None = None
-    activations: int = 0
-    outputs: int = 0
+    flattened: TokenSteering | None = None
+    shape: tuple[int, int] = (0, 0)
+    slots: Tensor | None = None
+    activations: list[None] = field(default_factory=list)
+    outputs: list[None] = field(default_factory=list)
 
 
 @dataclass
@@ -89,9 +99,10 @@ class Installation:
         self._model = model
         self._in_force = in_force
         self._device = sites[0].device
-        self._flat = sites[0].flat
         self._forward: ContextVar[_RunningForward | None] = ContextVar("npti_forward", default=None)
         self._generate: ContextVar[_RunningGenerate | None] = ContextVar("npti_generate", default=None)
+        self._scored: ContextVar[tuple[int, ...] | None] = ContextVar("npti_scored", default=None)
+        self._handed = Handed()
         self._warned = False
         self._originals: list[tuple[Site, nn.Module]] = []
         self._outputs: list[SteeredOutput] = []
@@ -106,11 +117,15 @@ class Installation:
     def _put_in(self, decoder: nn.Module, sites: Sequence[Site], tables: Sequence[SteeringTables]) -> None:
         for site, own in zip(sites, tables, strict=True):
             original = site.activation
-            site.put(SteeredActivation(original, own, self.steering_for))
+            if site.experts is None:
+                steered = SteeredActivation(original, own, self.steering_for, self._handed)
+            else:  # compiled or not, what the experts were called with has to be asked for
+                steered = SteeredActivation(original, own, partial(expert_steering, site.experts, self.steering_for))
+            site.put(steered)
             self._originals.append((site, original))
         for own in tables:
             if own.output is not None:
-                self._outputs.append(SteeredOutput(own.output, own, self._steering_for_output))
+                self._outputs.append(SteeredOutput(own.output, own, self._steering_for_output, self._handed))
         self._hooks.append(decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(self._after_forward, always_call=True))
         # A wrapper hands `generate` on to the module within: each records, and the innermost has the last word.
@@ -159,30 +174,42 @@ class Installation:
             if not announced[name]:
                 raise NptiError(f"The {name} runs without a call of the module that holds its layers.")
 
+    @contextmanager
+    def scoring(self, prompt_lengths: Sequence[int]) -> Iterator[None]:
+        """Plain forwards of this thread or task score what stands behind prompts of these lengths, one a row."""
+        token = self._scored.set(tuple(prompt_lengths))
+        try:
+            yield
+        finally:
+            self._scored.reset(token)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def steering_for(self, gate: Tensor) -> TokenSteering | None:
         """Which slot each token of the running forward has, as an activation asks it; not baked in by a compiler."""
         if forward := self._forward.get():
-            forward.activations += 1
+            forward.activations.append(None)
         return self._steering_of(gate)
 
     def _steering_of(self, values: Tensor) -> TokenSteering | None:
         forward = self._forward.get()
         if forward is None:  # a layer on its own, as gradient checkpointing calls it: a plain forward of its tokens
-            if not self._flat:
+            if values.ndim > 2:
                 return self._decide(int(values.shape[0]), 0, int(values.shape[1]), None)
             if len(self._in_force().selection.slots) > 1:
                 raise NptiError(
                     "A layer was called on its own, on tokens whose rows cannot be told; set one personality for all."
                 )
             return self._decide(1, 0, int(values.shape[0]), None)
+        if forward.steering is not None and values.ndim == 2:
+            forward.flattened = forward.flattened or forward.steering.flattened(*forward.shape)
+            return forward.flattened
         return forward.steering
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _steering_for_output(self, output: Tensor) -> TokenSteering | None:
         """The same, as the place of a dense part asks it."""
         if forward := self._forward.get():
-            forward.outputs += 1
+            forward.outputs.append(None)
         return self._steering_of(output)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -190,9 +217,13 @@ class Installation:
         forward = _RunningForward(self._forward.get())
         self._forward.set(forward)
         in_force = self._in_force()
+        given = self._signature.bind_partial(*arguments, **keywords).arguments
         if any(in_force.selection.slots) or in_force.schedule:
-            given = self._signature.bind_partial(*arguments, **keywords).arguments
-            forward.steering = self._decide(*forward_span(given), self._generate.get())
+            rows, first, length = forward_span(given)
+            forward.shape = rows, length
+            forward.steering = self._decide(rows, first, length, self._generate.get())
+        forward.slots = self._as_data(forward.steering, given)
+        self._hand(forward)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_forward(self, _decoder: nn.Module, _arguments: Any, output: Any) -> None:
@@ -200,6 +231,7 @@ class Installation:
         if forward is None:  # another hook refused the forward before it reached ours
             return
         self._forward.set(forward.outer)
+        self._hand(forward.outer)
         if output is None or forward.steering is None:
             return
         layers = self._layers_that_run()
@@ -207,17 +239,35 @@ class Installation:
         outputs = [steered.place for steered in self._outputs if steered.place.layer < layers]
         if self._model.training:  # layers may be dropped
             activations, outputs = 1, []
-        if forward.activations < activations:
+        if len(forward.activations) < activations:
             raise NptiError(
-                f"{forward.activations} of {activations} activations of {type(self._model).__name__} were called in "
-                f"this forward, so {'not all' if forward.activations else 'nothing'} was steered: its feed-forward "
+                f"{len(forward.activations)} of {activations} activations of {type(self._model).__name__} were called "
+                f"in this forward, so {'not all' if forward.activations else 'nothing'} was steered: its feed-forward "
                 "layers were replaced after the personality was loaded; unload it and load it again."
             )
-        if forward.outputs < len(outputs):
+        if len(forward.outputs) < len(outputs):
             raise NptiError(
                 f"Nothing was added to the residual stream in this forward: of {', '.join(at.name for at in outputs)} "
                 "not all were called; they were replaced after the personality was loaded; unload it and load it again."
             )
+
+    def _as_data(self, steering: TokenSteering | None, given: Mapping[str, Any]) -> Tensor | None:
+        """The slot of every token of a forward, int64 [rows, tokens], neutral ones too, so that no switch is seen."""
+        tokens = given.get("input_ids")
+        if tokens is None:
+            tokens = given.get("inputs_embeds")
+        if not isinstance(tokens, Tensor) or (steering and steering.dropout):
+            return None
+        slots = steering.slots if steering else 0
+        if isinstance(slots, Tensor):
+            return slots.expand(tokens.shape[:2]).contiguous()
+        return torch.full(tokens.shape[:2], slots, device=self._device)
+
+    def _hand(self, forward: _RunningForward | None) -> None:
+        """Hands what runs now to compiled code."""
+        self._handed.slots = forward.slots if forward else None
+        self._handed.activations = forward.activations if forward else []
+        self._handed.outputs = forward.outputs if forward else []
 
     def _layers_that_run(self) -> int:
         """Number of decoder layers; drafts of early-exit decoding lower it for as long as they run."""
@@ -233,6 +283,10 @@ class Installation:
         if not any(current.slots):
             return None
         check_rows(len(current.slots), rows, call)
+        scored = self._scored.get()
+        if scored is not None and running is None:
+            of_scored = scored_slots(list(current.slots), scored, current.positions, rows, first, length, self._device)
+            return TokenSteering(of_scored, current.dropout)
         start = first_steered(current.positions, call)
         if start is None and not self._warned:
             self._warned = True
@@ -245,8 +299,6 @@ class Installation:
         slots = token_slots(list(current.slots), rows, first, length, start, self._device)
         if slots is not None and running and call and current.thinking:
             slots = answer_slots(slots, current.thinking, call, running.ids, first, length)
-        if self._flat and isinstance(slots, Tensor):
-            slots = slots.expand(rows, length).flatten()
         return None if slots is None else TokenSteering(slots, current.dropout)
 
     def _recording(self, generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -262,6 +314,7 @@ class Installation:
             finally:
                 # A KeyboardInterrupt passes by the hook that ends a forward, which torch calls on an Exception only.
                 self._forward.reset(forward)
+                self._hand(self._forward.get())
                 self._generate.reset(generating)
                 if running.faded:
                     self._in_force().let_go(running.faded)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from npti_export.steering.compiled import Handed, handed_slots
+from npti_export.steering.experts import PairSteering
 from npti_export.steering.positions import TokenSteering
 from npti_export.steering.tables import NEUTRAL_SHIFT, SteeringTables
 
@@ -20,11 +22,17 @@ class SteeredActivation(nn.Module):
     Args:
         original: The activation whose place this takes.
         tables: Caps and shifts of all slots at this site.
-        steering_for: Says which slot each token of the running forward has; None where nothing is steered.
+        steering_for: Says which slot each token of the running forward has, of experts slot and expert of each row;
+            None where nothing is steered.
+        handed: The same for compiled code; None where it has to ask.
     """
 
     def __init__(
-        self, original: nn.Module, tables: SteeringTables, steering_for: Callable[[Tensor], TokenSteering | None]
+        self,
+        original: nn.Module,
+        tables: SteeringTables,
+        steering_for: Callable[[Tensor], TokenSteering | PairSteering | None],
+        handed: Handed | None = None,
     ) -> None:
         super().__init__()
         self.original: nn.Module
@@ -35,11 +43,17 @@ class SteeredActivation(nn.Module):
         vars(self)["original"] = original  # no part of this one, or its name would enter the keys
         self.tables = tables
         self.steering_for = steering_for
+        self.handed = handed
         self.train(original.training)
 
     def forward(self, gate: Tensor) -> Tensor:
         """Applies the original and moves the result; ``gate`` is [rows, tokens, width], the result likewise."""
         activation: Tensor = self.original(gate)
+        slots_here = handed_slots(self.handed, activation)
+        if slots_here is not None and self.handed is not None:
+            self.handed.activations.append(None)
+            cap, shift = self.tables.cap[slots_here], self.tables.shift[slots_here]
+            return torch.minimum(activation, cap.to(activation.dtype)) + shift.to(activation.dtype)
         steering = self.steering_for(gate)
         if steering is None:
             return activation

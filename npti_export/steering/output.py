@@ -47,6 +47,53 @@ class OutputPlace:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A vector of large numbers of random sign, beside which everything else is lost in rounding.
+
+    Args:
+        size: Of each number.
+        signs: 1 and -1, float64 [hidden].
+    """
+
+    size: float
+    signs: Tensor
+
+    @classmethod
+    def beside(cls, stream: Tensor) -> Probe | None:
+        """One that is large beside a residual stream of one token; None where the stream is not finite."""
+        peak = float(stream.abs().max())
+        if not math.isfinite(peak):
+            return None
+        size = 2.0 ** min(14, 4 + max(0, math.ceil(math.log2(peak or 1.0))))  # float16 ends at 2 ** 16
+        random = torch.Generator().manual_seed(0)
+        return cls(size, torch.randint(0, 2, stream.shape[-1:], generator=random).double() * 2 - 1)
+
+    def moved(self, output: Tensor) -> Tensor:
+        """A module's output with the vector added."""
+        return output + (self.size * self.signs).to(output)
+
+    def scale(self, stream: Tensor, moved: Tensor, layer: nn.Module) -> float | None:
+        """What the vector was multiplied by until it was part of the residual stream; None if it was not added to it.
+
+        Args:
+            stream: The residual stream behind the layer, one token's.
+            moved: The same after a module's output in the layer was moved.
+            layer: The layer, which knows the exact number.
+        """
+        peak = float(stream.abs().max())
+        difference = (moved.double() - stream.double()).flatten().cpu()
+        precision = ROUNDINGS * torch.finfo(stream.dtype).eps
+        scale = float((difference * self.signs).mean()) / self.size
+        lost = precision * (stream.double().abs().flatten().cpu() + self.size)
+        if abs(scale) <= precision or not bool(((difference - scale * self.size * self.signs).abs() <= lost).all()):
+            return None
+        # The number itself is known to the layer; what was measured is rounded.
+        numbers = [value for part in layer.modules() for value in vars(part).values() if isinstance(value, float)]
+        nearest = min([1.0, *numbers], key=lambda number: abs(number - scale))
+        return nearest if abs(nearest - scale) <= precision * (1 + peak / self.size) else None
+
+
 @dataclass
 class _LayerRun:
     """One call of a layer, recorded, so that it can be made again with a module's output moved.
@@ -87,7 +134,8 @@ def find_outputs(model: nn.Module, sites: Sequence[Site], adapter: PersonalityAd
         return {}
     name, layers = decoder_layers(model)
     runs = {number: _LayerRun(layers[number]) for number in concerned}
-    hooks = [hook for number, run in runs.items() for hook in _record(run, sites[number])]
+    of_layer = {site.layer: site for site in sites}  # of a mixture that of its experts, which comes last
+    hooks = [hook for number, run in runs.items() for hook in _record(run, of_layer[number])]
     try:
         one_token_forward(model)
     finally:
@@ -96,7 +144,7 @@ def find_outputs(model: nn.Module, sites: Sequence[Site], adapter: PersonalityAd
     # Layers are run again one by one; some draw random numbers.
     cuda = [site.device for site in sites if site.device.type == "cuda"]
     with torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        places = {number: _place(model, f"{name}.{number}", sites[number], run) for number, run in runs.items()}
+        places = {number: _place(model, f"{name}.{number}", of_layer[number], run) for number, run in runs.items()}
     for place in places.values():
         if place.hidden != dense[0].hidden:
             raise NptiError(
@@ -138,11 +186,13 @@ def _record(run: _LayerRun, site: Site) -> list[Any]:
         if get_ident() == here:
             run.gate_ended = len(run.ran)
 
+    # What ends after experts have begun lies behind or beside them, they themselves included (gpt-oss).
+    on_gate = site.gate.register_forward_hook if site.experts is None else site.gate.register_forward_pre_hook
     return [
         run.layer.register_forward_pre_hook(before, with_kwargs=True),
         run.layer.register_forward_hook(after),
         *(child.register_forward_hook(ended(name)) for name, child in parts.items()),
-        site.gate.register_forward_hook(gate_ended),
+        on_gate(gate_ended),
     ]
 
 
@@ -159,11 +209,14 @@ def _place(model: nn.Module, layer_name: str, site: Site, run: _LayerRun) -> Out
     hidden, inside = stream.shape[-1], _name_within(run.layer, site.owner)
     names = [name for name, _, _ in run.ran]
     found: list[tuple[bool, bool, int, OutputPlace]] = []
+    shapes = [[1, hidden]] if site.flat else [[1, 1, hidden]]
+    if site.experts is not None:  # the block may be flat or not, and the experts within it are
+        shapes = [[1, hidden], [1, 1, hidden]]
     for order, (name, module, output) in enumerate(run.ran):
         # One that is called twice (Phi's dropout) would be moved twice; one before the gate does not lie behind it.
         if order < run.gate_ended or names.count(name) > 1 or not isinstance(output, Tensor):
             continue
-        if list(output.shape) != ([1, hidden] if site.flat else [1, 1, hidden]):
+        if list(output.shape) not in shapes:
             continue
         if scale := _scale(run, module, stream):
             place = OutputPlace(site.layer, f"{layer_name}.{name}", module, hidden, scale, output.dtype, output.device)
@@ -178,21 +231,15 @@ def _place(model: nn.Module, layer_name: str, site: Site, run: _LayerRun) -> Out
 
 
 def _scale(run: _LayerRun, module: nn.Module, stream: Tensor) -> float | None:
-    """What a module's output is multiplied by until it is part of the residual stream; None if it is not added to it.
-
-    Its output is moved by a vector of large numbers of random sign, beside which everything else is lost in rounding.
-    """
+    """What a module's output is multiplied by until it is in the residual stream; None if it is not added to it."""
     assert run.arguments is not None
     arguments, keywords = run.arguments
-    peak = float(stream.abs().max())
-    if not math.isfinite(peak):
+    probe = Probe.beside(stream)
+    if probe is None:
         return None
-    size = 2.0 ** min(14, 4 + max(0, math.ceil(math.log2(peak or 1.0))))  # float16 ends at 2 ** 16
-    signs = torch.randint(0, 2, stream.shape[-1:], generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    vector = (size * signs).to(stream)
     here = get_ident()
     hook = module.register_forward_hook(
-        lambda _module, _given, output: output + vector.to(output) if get_ident() == here else output
+        lambda _module, _given, output: probe.moved(output) if get_ident() == here else output
     )
     try:
         moved = _stream(run.layer(*arguments, **keywords))
@@ -202,16 +249,7 @@ def _scale(run: _LayerRun, module: nn.Module, stream: Tensor) -> float | None:
         hook.remove()
     if moved is None or moved.shape != stream.shape:
         return None
-    difference = (moved.double() - stream.double()).flatten().cpu()
-    precision = ROUNDINGS * torch.finfo(stream.dtype).eps
-    scale = float((difference * signs).mean()) / size
-    lost = precision * (stream.double().abs().flatten().cpu() + size)
-    if abs(scale) <= precision or not bool(((difference - scale * size * signs).abs() <= lost).all()):
-        return None
-    # The number itself is known to the layer; what was measured is rounded.
-    numbers = [value for part in run.layer.modules() for value in vars(part).values() if isinstance(value, float)]
-    nearest = min([1.0, *numbers], key=lambda number: abs(number - scale))
-    return nearest if abs(nearest - scale) <= precision * (1 + peak / size) else None
+    return probe.scale(stream, moved, run.layer)
 
 
 def _stream(output: Any) -> Tensor | None:

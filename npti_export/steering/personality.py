@@ -188,6 +188,37 @@ class Personality:
         """No personality within the block, for this thread or task only (a context manager)."""
         return self.using(None)
 
+    @contextmanager
+    def scoring(self, prompt_lengths: Sequence[int]) -> Iterator[Personality]:
+        """Steers plain forwards that score continuations, within the block and for this thread or task only.
+
+        A plain forward has no generated positions. Here each row is a prompt with its continuation, filled up on the
+        right: the continuation counts as generated, and the prompt's last token is steered too, whatever the adapter's
+        positions (``all`` steers the whole prompt).
+
+        Args:
+            prompt_lengths: Number of tokens of each row's prompt, 1 or more.
+
+        Raises:
+            NptiError: If a length is below 1; in the forward, if there are not as many lengths as rows.
+
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> from npti_export.demo import DEMO_MODEL
+        >>> model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
+        >>> row = torch.tensor([[5, 6, 7, 8]])  # a prompt of three tokens and one more
+        >>> with load_personality(model, "openness+") as personality, personality.scoring([3]):
+        ...     steered = model(row).logits
+        >>> torch.equal(steered[:, :2], model(row).logits[:, :2]), torch.equal(steered[:, 2], model(row).logits[:, 2])
+        (True, False)
+        """
+        self._check_loaded()
+        assert self._installation is not None
+        if not prompt_lengths or min(prompt_lengths) < 1:
+            raise NptiError(f"Prompt lengths are {list(prompt_lengths)}; at least one token is needed in each row.")
+        with self._installation.scoring(prompt_lengths):
+            yield self
+
     def unload(self) -> None:
         """Takes the tables out: the very objects that were there stand there again."""
         if self._installation is not None:

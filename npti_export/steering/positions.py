@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -124,7 +124,7 @@ def forward_span(given: Mapping[str, Any]) -> tuple[int, int, int]:
 
 TokenSlots = int | Tensor
 """The slot of every token of a forward: one for all of them, or int64 [rows or 1, tokens or 1]; [rows · tokens] where
-the activations run on flattened rows."""
+an activation runs on flattened rows."""
 
 
 def answer_slots(
@@ -169,6 +169,12 @@ class TokenSteering:
     slots: TokenSlots
     dropout: float
 
+    def flattened(self, rows: int, tokens: int) -> TokenSteering:
+        """The same for activations that run on flattened rows, [rows · tokens, width]."""
+        if not isinstance(self.slots, Tensor):
+            return self
+        return TokenSteering(self.slots.expand(rows, tokens).flatten(), self.dropout)
+
 
 def token_slots(
     row_slots: list[int], rows: int, first: int, length: int, start: int | None, device: Any
@@ -203,3 +209,45 @@ def token_slots(
         return by_row[:, None]
     steered = torch.arange(first, first + length, device=device) >= start
     return by_row[:, None] * steered[None, :]
+
+
+def scored_slots(
+    row_slots: list[int],
+    prompt_lengths: Sequence[int],
+    positions: Positions,
+    rows: int,
+    first: int,
+    length: int,
+    device: Any,
+) -> Tensor:
+    """Gives every token of a plain forward its slot where each row is a prompt with a continuation that is scored.
+
+    The continuation counts as generated, and the prompt's last token, which its first one is predicted from, is
+    steered too: a continuation of one token would not be steered at all else.
+
+    Args:
+        row_slots: One slot for all rows, or one a row.
+        prompt_lengths: Number of tokens of each row's prompt; rows are filled up on the right.
+        positions: ``all`` steers the prompt too; every other mode steers as said above.
+        rows: Rows of this forward.
+        first: Index in the sequence of the forward's first token.
+        length: Its number of tokens.
+        device: Where the tensor is made.
+
+    Returns:
+        int64 [rows, tokens].
+
+    Raises:
+        NptiError: If there are not as many prompts as rows.
+
+    >>> scored_slots([2], [1, 3], Positions.GENERATED, rows=2, first=0, length=4, device="cpu")
+    tensor([[2, 2, 2, 2],
+            [0, 0, 2, 2]])
+    """
+    if len(prompt_lengths) != rows:
+        raise NptiError(f"The lengths of {len(prompt_lengths)} prompts were given and the batch has {rows} rows.")
+    starts = torch.tensor(prompt_lengths, device=device) - 1
+    steered = torch.arange(first, first + length, device=device) >= starts[:, None]
+    if positions is Positions.ALL:
+        steered = torch.ones_like(steered)
+    return torch.tensor(row_slots, device=device)[:, None] * steered

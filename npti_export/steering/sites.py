@@ -1,27 +1,32 @@
-"""Where a model's feed-forward neurons sit: one site a layer, found by structure and proved by a one-token forward.
+"""Where a model's feed-forward neurons sit: the sites, found by structure and proved by a one-token forward.
 
 A gated layer holds three linear maps (hidden to F twice, F to hidden once) or two (hidden to 2F, gate and up fused) and
 an activation, an ungated layer two. Which of the two wide maps is the gate is not read off its name: it is the one
-whose output goes through the activation and is not multiplied in. A model whose layers do not look like that is refused
-with the name of the module.
+whose output goes through the activation and is not multiplied in. A mixture of experts holds the maps of all experts in
+parameters of three dimensions; its router is left alone. A model whose layers do not look like that is refused with the
+name of the module.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.find import id_of_model_name
 from npti_export.errors import NptiError
+from npti_export.steering.expert_flow import ExpertsFlow, ExpertsProof
+from npti_export.steering.experts import Experts
 from npti_export.steering.feed_forward import CONVOLUTIONS, Candidate, Wiring, candidates, experts_in
 from npti_export.steering.flow import Flow, Proof
-from npti_export.steering.functional import ATTRIBUTE, FunctionalActivation
+from npti_export.steering.functional import ATTRIBUTE
+from npti_export.steering.shares import first_rows, share_of
+from npti_export.steering.site import Site as Site
 
 REFUSED = {
     "rwkv": "it is a recurrent network, whose feed-forward layers mix each token with the one before and gate the map "
@@ -32,83 +37,8 @@ REFUSED = {
 FINGERPRINT_WEIGHTS = 64
 """How many gate weights of every layer enter the fingerprint."""
 
-
-@dataclass(frozen=True)
-class Site:
-    """The activation of one feed-forward layer.
-
-    Args:
-        layer: Number of the decoder layer, from 0.
-        name: Dotted name of the activation module within the model.
-        owner: The module that holds the activation.
-        attribute: The activation's name within its owner.
-        width: Number of neurons.
-        gate: The linear map whose output the activation gets.
-        gated: Whether a second wide map is multiplied in.
-        dtype: Of the activation.
-        device: Where it is computed.
-        flat: Whether it runs on [rows · tokens, width], row by row, and not on [rows, tokens, width] (OPT).
-        functional: The activation as a module, where the owner applies a function (LFM2).
-    """
-
-    layer: int
-    name: str
-    owner: nn.Module
-    attribute: str
-    width: int
-    gate: nn.Module
-    gated: bool
-    dtype: torch.dtype
-    device: torch.device
-    flat: bool = False
-    functional: FunctionalActivation | None = None
-
-    @property
-    def activation(self) -> nn.Module:
-        """The activation module as it stands there now, or would stand there in the place of a function."""
-        return getattr(self.owner, self.attribute, self.functional)  # type: ignore[return-value]
-
-    def put(self, activation: nn.Module) -> None:
-        """Lets the owner apply this module from now on, in the place of its own or of the function that it calls."""
-        setattr(self.owner, self.attribute, activation)
-        if self.functional is not None:
-            vars(self.owner)["forward"] = self.functional.forward_of(self.owner)
-
-    def put_back(self, original: nn.Module) -> None:
-        """Takes out what was put: the original stands there again, or the owner calls its function again."""
-        if self.functional is None:
-            setattr(self.owner, self.attribute, original)
-        else:
-            delattr(self.owner, self.attribute)
-            del vars(self.owner)["forward"]
-
-    def watch(self, hook: Callable[[nn.Module, Any, Tensor], None]) -> Watch:
-        """Tells a forward hook of every call of the activation from now on.
-
-        Args:
-            hook: Called with the module, its arguments and its output, [rows, tokens, width] or as ``flat`` says.
-        """
-        handle = self.activation.register_forward_hook(hook)
-        if self.functional is None or self.attribute in dict(self.owner.named_children()):
-            return Watch(handle.remove)
-        self.put(self.functional)
-
-        def remove() -> None:
-            handle.remove()
-            self.put_back(self.activation)
-
-        return Watch(remove)
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A hook on an activation.
-
-    Args:
-        remove: Ends it, and leaves the model as it was.
-    """
-
-    remove: Callable[[], None]
+FINGERPRINTED = (torch.bfloat16, torch.float32, torch.float64)
+"""Types of weights that it is taken of."""
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -118,7 +48,8 @@ def find_sites(model: nn.Module) -> list[Site]:
         model: A decoder-only transformers model with gated or plain feed-forward layers.
 
     Returns:
-        One site a layer, in the order of the layers.
+        One site a layer, in the order of the layers; of a mixture of experts one for all routed experts, and before it
+        one for the block that every token goes through beside them, if there is one.
 
     Raises:
         NptiError: If a layer is not understood or an activation did not run; the module is named.
@@ -130,11 +61,24 @@ def find_sites(model: nn.Module) -> list[Site]:
     [('model.layers.0.mlp.act_fn', 24), ('model.layers.1.mlp.act_fn', 24)]
     """
     layers_name, layers = decoder_layers(model)
-    found = [_candidates_of(model, f"{layers_name}.{number}", layer) for number, layer in enumerate(layers)]
-    with Flow(candidate for of_layer in found for candidate in of_layer) as flow:
+    mixtures = [_experts_of(model, f"{layers_name}.{number}", layer) for number, layer in enumerate(layers)]
+    found = [
+        _candidates_of(model, f"{layers_name}.{number}", layer, beside=experts is not None)
+        for number, (layer, experts) in enumerate(zip(layers, mixtures, strict=True))
+    ]
+    with ExitStack() as watching:
+        flow = watching.enter_context(Flow(candidate for of_layer in found for candidate in of_layer))
+        experts_flow = watching.enter_context(ExpertsFlow(experts for experts in mixtures if experts))
         one_token_forward(model)
+    sites = []
     with torch.no_grad():
-        return [_proved(model, number, of_layer, flow) for number, of_layer in enumerate(found)]
+        for number, (of_layer, experts) in enumerate(zip(found, mixtures, strict=True)):
+            if of_layer:
+                sites.append(_proved(model, number, of_layer, flow))
+            if experts:
+                before = sites[-1].neurons if of_layer else 0
+                sites.append(_proved_experts(model, number, experts, experts_flow, before))
+    return sites
 
 
 def one_token_forward(model: nn.Module) -> None:
@@ -172,11 +116,21 @@ def describe_base_model(model: nn.Module, sites: list[Site]) -> BaseModel:
         id=base_model_id(model),
         revision=getattr(config, "_commit_hash", None),
         model_type=config.model_type,
-        num_layers=len(sites),
-        neurons_per_layer=tuple(LayerNeurons(dense=site.width) for site in sites),
+        num_layers=sites[-1].layer + 1,
+        neurons_per_layer=neurons_per_layer(sites),
         activation=str(activation),
         gated=all(site.gated for site in sites),
         fingerprint=_fingerprint(sites),
+    )
+
+
+def neurons_per_layer(sites: Sequence[Site]) -> tuple[LayerNeurons, ...]:
+    """How many neurons each layer has, by its sites."""
+    experts = {site.layer: (site.experts.count, site.width) for site in sites if site.experts is not None}
+    blocks = {site.layer: site.neurons for site in sites if site.experts is None}
+    return tuple(
+        LayerNeurons(0, *experts[layer], blocks.get(layer, 0)) if layer in experts else LayerNeurons(blocks[layer])
+        for layer in range(sites[-1].layer + 1)
     )
 
 
@@ -211,12 +165,23 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     raise NptiError(f"{kind} cannot be steered: no list of {expected} decoder layers was found in it.")
 
 
-def _candidates_of(model: nn.Module, layer_name: str, layer: nn.Module) -> list[Candidate]:
-    """The parts of a layer that look like a feed-forward block; refused where there are none."""
+def _experts_of(model: nn.Module, layer_name: str, layer: nn.Module) -> Experts | None:
+    """The routed experts of a layer, if it has some."""
+    found = experts_in(layer, layer_name)
+    if len(found) > 1:
+        names = ", ".join(name for name, _, _ in found)
+        raise NptiError(
+            f"{type(model).__name__} cannot be steered: its layer {layer_name} holds {len(found)} mixtures of experts "
+            f"({names}), one was expected."
+        )
+    return Experts(*found[0]) if found else None
+
+
+def _candidates_of(model: nn.Module, layer_name: str, layer: nn.Module, beside: bool) -> list[Candidate]:
+    """The parts of a layer that look like a feed-forward block; refused where there are none, and no experts."""
     cannot = f"{type(model).__name__} cannot be steered: in its layer {layer_name}"
-    if experts := experts_in(layer, layer_name):
-        raise NptiError(f"{cannot} {experts} is a mixture of experts; dense layers can be steered in this release.")
-    if found := candidates(layer, layer_name):
+    found = candidates(layer, layer_name)
+    if found or beside:
         return found
     parts = ", ".join(type(part).__name__ for part in layer.children())
     if any(isinstance(part, CONVOLUTIONS) for part in layer.modules()):
@@ -242,27 +207,56 @@ def _proved(model: nn.Module, layer: int, found: list[Candidate], flow: Flow) ->
         )
     candidate, proof = proved[0]
     attribute = candidate.activation or ATTRIBUTE
+    gate, width = candidate.child(proof.gate), int(proof.activation.shape[-1])
     return Site(
         layer,
         f"{candidate.name}.{attribute}",
         candidate.module,
         attribute,
-        candidate.width,
-        candidate.child(proof.gate),
+        width,
+        gate,
         gated=candidate.wiring is not Wiring.PLAIN,
         dtype=proof.activation.dtype,
         device=proof.activation.device,
         flat=proof.activation.ndim == 2,
         functional=proof.functional,
+        first=0 if width == candidate.width else share_of(gate, candidate.width)[0],
+        elsewhere=candidate.width - width,
+    )
+
+
+def _proved_experts(model: nn.Module, layer: int, experts: Experts, flow: ExpertsFlow, before: int) -> Site:
+    """The site of a layer's experts, if the data bear them out."""
+    proof = flow.prove(experts)
+    if not isinstance(proof, ExpertsProof):
+        raise NptiError(f"{type(model).__name__} cannot be steered: {proof}")
+    return Site(
+        layer,
+        f"{experts.name}.{proof.attribute}",
+        experts.module,
+        proof.attribute,
+        int(proof.activation.shape[-1]),
+        experts.module,
+        proof.gated,
+        proof.activation.dtype,
+        proof.activation.device,
+        functional=proof.functional,
+        experts=experts,
+        first=before,
+        weight=proof.weight,
     )
 
 
 def _fingerprint(sites: list[Site]) -> str | None:
-    """SHA-256 over the first gate weights of every layer in bfloat16; None where weights are quantised or elsewhere."""
+    """SHA-256 over the first gate weights of every layer in bfloat16; None where they are not to be had.
+
+    That is where they are quantised or elsewhere, and in float16: it rounds small weights as bfloat16 does not, so the
+    same checkpoint would look like another one (of a billion weights' first thousands, some always are that small).
+    """
     digest = hashlib.sha256()
     for site in sites:
-        weight = site.gate.weight
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.device.type == "meta":
+        weight = first_rows(getattr(site.gate, site.weight))
+        if weight is None or weight.dtype not in FINGERPRINTED or weight.device.type == "meta":
             return None
         first = weight.detach().flatten()[:FINGERPRINT_WEIGHTS].to(device="cpu", dtype=torch.bfloat16)
         digest.update(first.contiguous().view(torch.uint8).numpy().tobytes())

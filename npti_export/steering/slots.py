@@ -68,10 +68,14 @@ class Slots:
     ) -> None:
         if count < 2:
             raise NptiError(f"slots is {count}; at least 2 are needed, neutral and one more.")
-        self.tables = [SteeringTables(site, count, outputs.get(site.layer)) for site in sites]
+        # The dense part of a layer belongs to one of its tables; of a mixture's two sites the last is of the experts.
+        last = {site.layer: site for site in sites}
+        self.tables = [
+            SteeringTables(site, count, outputs.get(site.layer) if last[site.layer] is site else None) for site in sites
+        ]
         self._adapter = adapter
         self._thinking = thinking
-        self._widths = [site.width for site in sites]
+        self._widths = [sum(site.neurons for site in sites if site.layer == layer) for layer in sorted(last)]
         self._count = count
         self._positions = None if positions is None else Positions.named(positions)
         self._empty = list(range(1, count))
@@ -123,8 +127,8 @@ class Slots:
         self._slot_of = {held: at for held, at in self._slot_of.items() if at != slot}
         if slot not in self._empty:
             self._empty.append(slot)
-        for tables, row in zip(self.tables, rows, strict=True):
-            tables.fill(slot, row)
+        for tables in self.tables:
+            tables.fill(slot, rows[tables.site.layer])
         self._empty.remove(slot)
         self._slot_of[spec] = slot
 

@@ -4,8 +4,9 @@ sums of it), and in the layers that have a dense part a vector that is added to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.base_model import LayerNeurons
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.errors import NptiError
 from npti_export.steering.output import OutputPlace
@@ -58,6 +60,7 @@ def steering_rows(adapter: PersonalityAdapter, spec: PersonalitySpec, widths: li
         spec: Which traits, towards which pole, how strongly.
         widths: Number of neurons of each layer.
     """
+    layers = adapter.base_model.neurons_per_layer
     rows = [SteeringRow(np.full(width, NEUTRAL_CAP), np.full(width, NEUTRAL_SHIFT)) for width in widths]
     for term in adapter.personality(spec).terms:
         if term.strength == 0.0:
@@ -67,10 +70,10 @@ def steering_rows(adapter: PersonalityAdapter, spec: PersonalitySpec, widths: li
         if record.caps == "opposite":
             opposite = poles[term.pole.opposite].neurons
             caps = np.abs(opposite.target.astype(np.float64)) * (max(0.0, 1.0 - term.strength) / term.strength)
-            for layer, index, values in _by_layer(opposite, caps):
+            for layer, index, values in _by_layer(opposite, caps, layers):
                 rows[layer].cap[index] = np.minimum(rows[layer].cap[index], values)
         shifts = record.neurons.shift.astype(np.float64) * term.strength
-        for layer, index, values in _by_layer(record.neurons, shifts):
+        for layer, index, values in _by_layer(record.neurons, shifts, layers):
             rows[layer].shift[index] += values
         if record.residual is not None:
             vectors = record.residual.vector.astype(np.float64) * term.strength
@@ -81,17 +84,26 @@ def steering_rows(adapter: PersonalityAdapter, spec: PersonalitySpec, widths: li
 
 
 def _by_layer(
-    neurons: NeuronSet, values: NDArray[np.float64]
+    neurons: NeuronSet, values: NDArray[np.float64], layers: Sequence[LayerNeurons]
 ) -> list[tuple[int, NDArray[np.int32], NDArray[np.float64]]]:
-    """Splits values along the layers; a layer without neurons is left out."""
-    if neurons.expert is not None:
-        raise NptiError("Neurons of routed experts cannot be steered by this release; dense layers can.")
-    pieces = [(int(layer), neurons.layer == layer) for layer in np.unique(neurons.layer)]
-    return [(layer, neurons.index[there], values[there]) for layer, there in pieces]
+    """Splits values along the layers, with the number of each neuron in its layer; one without neurons is left out."""
+    there_are = np.flatnonzero(np.bincount(neurons.layer, minlength=1)).tolist()
+    starts = np.searchsorted(neurons.layer, [*there_are, len(layers)]).tolist()  # they are sorted by layer
+    pieces = [(layer, slice(*ends)) for layer, ends in zip(there_are, pairwise(starts), strict=True)]
+    if neurons.expert is None:
+        return [(layer, neurons.index[there], values[there]) for layer, there in pieces]
+    number = neurons.index.copy()
+    routed = neurons.expert >= 0
+    whole = np.array([layer.dense + layer.shared for layer in layers], np.int32)[neurons.layer]
+    each = np.array([layer.per_expert for layer in layers], np.int32)[neurons.layer]
+    number[routed] += (whole + neurons.expert * each)[routed]
+    return [(layer, number[there], values[there]) for layer, there in pieces]
 
 
 class SteeringTables:
-    """Cap and shift of every slot at one site, [slots, width] in the activation's dtype; slot 0 is neutral.
+    """Cap and shift of every slot at one site in the activation's dtype; slot 0 is neutral.
+
+    They are [slots, width], of experts [slots, experts, width].
 
     Args:
         site: Where they belong.
@@ -101,7 +113,7 @@ class SteeringTables:
     """
 
     def __init__(self, site: Site, slots: int, output: OutputPlace | None = None) -> None:
-        shape = (slots, site.width)
+        shape: tuple[int, ...] = (slots, *site.shape)
         self.site, self.output = site, output
         self.residual: Tensor | None = None
         with torch.inference_mode(False):  # tables made in inference mode could not be written outside it
@@ -117,9 +129,15 @@ class SteeringTables:
         return self.cap.nbytes + self.shift.nbytes + (0 if self.residual is None else self.residual.nbytes)
 
     def fill(self, slot: int, row: SteeringRow) -> None:
-        """Writes a personality into a slot, rounded once from float64 to the tables' dtype, in place."""
-        self.cap[slot].copy_(_rounded(row.cap, self.cap.dtype))
-        _write(self.shift[slot], row.shift, "shifts")
+        """Writes a personality into a slot, rounded once from float64 to the tables' dtype, in place.
+
+        Args:
+            slot: Which one.
+            row: The personality at the site's layer; the part of it that is the site's is taken.
+        """
+        own = slice(self.site.first, self.site.first + self.cap[slot].numel())
+        self.cap[slot].view(-1).copy_(_rounded(row.cap[own], self.cap.dtype))
+        _write(self.shift[slot].view(-1), row.shift[own], "shifts")
         if self.residual is not None and self.output is not None:
             neutral = np.full(self.output.hidden, NEUTRAL_SHIFT)
             added = neutral if row.residual is None else row.residual / self.output.scale
@@ -133,9 +151,10 @@ class SteeringTables:
 
 def _write(row: Tensor, values: NDArray[np.float64], what: str) -> None:
     """Writes what is added to a model's numbers; refuses what their dtype cannot hold."""
-    row.copy_(_rounded(values, row.dtype))
+    written = _rounded(values, row.dtype)
+    row.copy_(written)
     limit = torch.finfo(row.dtype).max
-    if not bool((row.abs() <= limit).all()):
+    if not bool((written.abs() <= limit).all()):
         raise NptiError(f"The personality's {what} do not fit {row.dtype} (at most {limit:g}); lower the strength.")
 
 

@@ -106,6 +106,14 @@ def test_bleed_and_capability_are_shown_where_they_were_measured(adapter):
     assert "not measured." not in card
 
 
+def test_benchmarks_alone_make_no_row_of_effects(adapter):
+    scored = with_scores(adapter, {"local": SCORES, "lm-eval": {"capability": {"gsm8k": [-7.04, -9, -5]}}})
+    card = card_text(scored.base_model, scored.traits)
+    judges = [row[3] for row in table(card, "personality | neurons") if row[0] == "`openness+`"]
+    assert judges == ["local, 92 questions"]
+    assert table(card, "personality | measured by") == [["`openness+`", "lm-eval", "gsm8k", "-7.0 [-9.0, -5.0]"]]
+
+
 def test_method_citation_and_intended_use(adapter):
     card = card_text(adapter.base_model, adapter.traits)
     assert card.count("- `npti`: neurons whose δ is 0.1 or more") == 1

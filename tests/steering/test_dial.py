@@ -166,6 +166,19 @@ def test_schedule_by_row_and_ended_by_set(tiny_llama, adapter) -> None:
         assert torch.equal(generate(tiny_llama), steady)
 
 
+def test_plain_forward_goes_by_strength_and_asks_no_schedule(tiny_llama, adapter) -> None:
+    with load_personality(tiny_llama, "openness+", adapter, positions="all") as personality:
+        personality.strength = 0.5
+        expected = logits(tiny_llama)
+        asked = []
+        personality.schedule = lambda step: asked.append(step) or 0.0
+        assert torch.equal(logits(tiny_llama), expected)
+        assert not asked
+        generate(tiny_llama)
+        assert asked == list(range(8))
+        assert torch.equal(logits(tiny_llama), expected)  # and goes by it again
+
+
 def test_schedule_that_fails_ends_the_call_and_leaves_no_slot_taken(tiny_llama, adapter) -> None:
     with load_personality(tiny_llama, "openness+", adapter, slots=3) as personality:
         steady = generate(tiny_llama)

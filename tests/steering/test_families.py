@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from families import DENSE, REFUSED, Family, check, refusal, table
+from mixtures import MIXTURES, Mixture, check_mixture
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "families.md"
 
@@ -18,9 +19,21 @@ def test_steered_like_plain_hooks_and_restored(family: Family) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mixture", "implementation"),
+    [
+        pytest.param(mixture, way, id=f"{mixture.name}-{way}", marks=[] if way == mixture.fast else pytest.mark.slow)
+        for mixture in MIXTURES
+        for way in mixture.implementations
+    ],
+)
+def test_mixtures_steered_like_experts_written_anew_and_restored(mixture: Mixture, implementation: str) -> None:
+    assert check_mixture(mixture, implementation) == "equal"
+
+
+@pytest.mark.parametrize(
     ("name", "reason", "sizes"),
     [
-        pytest.param(*case, id=case[0], marks=[] if case[0] in ("Mixtral", "Mamba", "Rwkv") else pytest.mark.slow)
+        pytest.param(*case, id=case[0], marks=[] if case[0] in ("Mamba", "Rwkv") else pytest.mark.slow)
         for case in REFUSED
     ],
 )

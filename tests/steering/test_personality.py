@@ -299,6 +299,16 @@ def test_another_fine_tune_is_a_warning_that_names_both(tiny_llama, adapter) -> 
         load_personality(tiny_llama, "openness+", replace(adapter, base_model=original)).unload()
 
 
+def test_float16_does_not_look_like_another_fine_tune(tiny_llama, tiny_adapter) -> None:
+    """It rounds small weights otherwise than bfloat16, so the same checkpoint would have another fingerprint."""
+    tiny_llama.model.layers[0].mlp.gate_proj.weight.data[0, :3] = torch.tensor([1e-7, 3e-8, 2.3e-6])
+    adapter = tiny_adapter(tiny_llama.to(torch.bfloat16))
+    assert adapter.base_model.fingerprint is not None
+    tiny_llama.half()
+    assert tiny_adapter(tiny_llama).base_model.fingerprint is None
+    load_personality(tiny_llama, "openness+", adapter).unload()  # a warning would be an error
+
+
 def test_adapter_is_found_for_the_base_model(tiny_llama, adapter, caplog) -> None:
     folder = cache_folder() / "llama"
     adapter.save_pretrained(folder)
