@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,15 +21,20 @@ from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.evaluation.trial import MAX_FLUENCY
 from npti_export.identification.answer_faults import AnswerFaults
 from npti_export.identification.answers import Progress
-from npti_export.identification.elicit import IDENTIFICATION_DECODING
+from npti_export.identification.elicit import IDENTIFICATION_DECODING, Transcript
+from npti_export.identification.endpoint import Endpoint
 from npti_export.identification.files import TraitFiles, digest, file_sha256
+from npti_export.identification.given import read_given
 from npti_export.identification.measurement import Measurement
+from npti_export.identification.processes import first_does
 from npti_export.identification.questions import HELD_BACK as HELD_BACK
 from npti_export.identification.questions import MAX_QUESTIONS, Material
 from npti_export.identification.questions import split_questions as split_questions
 from npti_export.identification.selection import open_adapter, run_selects
 from npti_export.identification.selector import Selector, ways_to_try
-from npti_export.identification.stages import RELIABILITY, Work, run_elicit_and_measure
+from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure, run_given_and_measure
+from npti_export.identification.statistics import MIN_EXPERT_TOKENS
+from npti_export.identification.work import Work
 from npti_export.steering.sites import describe_base_model, find_sites
 from npti_export.traits import TRAIT_NAME, Pole, trait_named
 from npti_export.traits.material import Persona, Question, shipped_personas, shipped_questions
@@ -39,6 +45,8 @@ POOR_AUC = 0.7
 """Below this the personas did not take: the judge can hardly tell the poles' answers apart."""
 MANY_FAULTS = 0.2
 """Share of a pole's answers that are empty or repeat themselves from which on the user is told of them."""
+NAMED_EXPERTS = 8
+"""How many of the experts that were left out a message names."""
 
 Stage = Callable[[str, int], AbstractContextManager[Progress]]
 """Opens a stage of so many steps and gives the function that is told of steps done."""
@@ -76,6 +84,8 @@ def identify(
     selector: Selector = PAPER,
     batch_size: int = 32,
     seed: int = 0,
+    endpoint: Endpoint | None = None,
+    transcripts: Path | None = None,
     stage: Stage | None = None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Identified:
@@ -100,6 +110,9 @@ def identify(
         selector: Method and thresholds by which neurons are chosen; the method ``auto`` tries them all.
         batch_size: Rows of one forward or ``generate`` call.
         seed: Decides the order of the questions and which persona gets which.
+        endpoint: A server of the same model that answers in its place.
+        transcripts: JSON lines of answers that exist (:func:`~npti_export.identification.given.read_given`): all of
+            them are measured, nothing is asked but what finds the dose, and no persona is needed.
         stage: Shows progress.
         warn: Told what the user should know.
 
@@ -113,33 +126,42 @@ def identify(
     names = [traits] if isinstance(traits, str) else list(dict.fromkeys(traits))
     stage = stage or _silent
     # What would fail late is refused before any work: the model, the material of every trait, the folder.
-    material = plan_traits(names, questions, personas, max_questions, seed)
-    work = work_with(model, tokenizer, batch_size)
+    if transcripts is None:
+        given: dict[str, list[Transcript]] = {}
+        material = plan_traits(names, questions, personas, max_questions, seed)
+    else:
+        given = {name: read_given(transcripts, name, model, tokenizer) for name in names}
+        material = plan_doses(given, questions, seed)
+    work = work_with(model, tokenizer, batch_size, endpoint)
     selector.layer_range(work.base_model.num_layers)
     folder = Path(output) if output is not None else default_adapter_folder(work.base_model.id)
-    adapter = open_adapter(folder, work.base_model, names)
+    adapter = first_does(lambda: open_adapter(folder, work.base_model, names))
     auc, measurements, reasons = {}, {}, {}
-    for name, given in material.items():
+    for name, planned in material.items():
         files = TraitFiles(folder, name)
-        with stage(f"{name}: ask and measure answers in character", 2 * len(given.planned)) as progress:
-            transcripts, statistics, measured = run_elicit_and_measure(work, files, given, reliability, progress)
-        judge = LocalJudge.train(transcripts)
+        if name in given:
+            with stage(f"{name}: measure answers", len(given[name])) as progress:
+                answers, statistics, measured = run_given_and_measure(work, files, given[name], progress)
+        else:
+            with stage(f"{name}: ask and measure answers in character", 2 * len(planned.planned)) as progress:
+                answers, statistics, measured = run_elicit_and_measure(work, files, planned, reliability, progress)
+        judge = LocalJudge.train(answers)
         auc[name], measurements[name] = judge.auc, measured
         warn_of_answers(name, judge.auc, measured, warn)
         has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
         ways = run_selects(name, statistics, measured, ways_to_try(selector, work.base_model.num_layers, has_stream))
         decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
         budget = (DOSES, DOSES_BY_MEAN, MAX_FLUENCY)
-        made_with = digest(work.decides, file_sha256(files.measurement), selector, given.held_back, decoding, budget)
-        done = read_done(files, adapter, made_with)
+        made_with = digest(work.decides, file_sha256(files.measurement), selector, planned.held_back, decoding, budget)
+        done = first_does(partial(read_done, files, adapter, made_with))
         if done is None:
-            with stage(f"{name}: find the dose", most_answers(ways, len(given.held_back))) as progress:
+            with stage(f"{name}: find the dose", most_answers(ways, len(planned.held_back))) as progress:
                 calibration = calibrate(
-                    model, tokenizer, work.base_model, ways, given.held_back, judge, decoding, progress
+                    model, tokenizer, work.base_model, ways, planned.held_back, judge, decoding, progress
                 )
             adapter = adapter.with_trait(calibration.trait)
-            adapter.save_pretrained(folder)
-            done = write_done(files, made_with, calibration)
+            first_does(partial(adapter.save_pretrained, folder))
+            done = first_does(partial(write_done, files, made_with, calibration))
         reasons[name] = done
     return Identified(adapter, folder, auc, measurements, reasons)
 
@@ -163,24 +185,47 @@ def plan_traits(
     Raises:
         NptiError: If a name is none, there are too few questions, or a pole has no persona.
     """
-    for name in names:
-        if not TRAIT_NAME.fullmatch(name):
-            raise NptiError(f"{name!r} is no name of a trait; small letters, digits and _ are expected.")
+    _check_names(names)
     return {
         name: Material.of((questions or _shipped)(name), (personas or _shipped_personas)(name), max_questions, seed)
         for name in names
     }
 
 
-def work_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> Work:
-    """What the stages work with, from a model.
+def plan_doses(
+    given: Mapping[str, Sequence[Transcript]], questions: Callable[[str], list[Question]] | None = None, seed: int = 0
+) -> dict[str, Material]:
+    """What the dose of each trait is found with where answers exist, by name.
+
+    Args:
+        given: The answers of each trait.
+        questions: Gives the questions of a trait; None takes the shipped ones.
+        seed: Decides which are taken.
+
+    Raises:
+        NptiError: If a name is none, or too few questions are left that none of the answers is to.
+    """
+    _check_names(list(given))
+    return {
+        name: Material.beside((answer.question for answer in answers), (questions or _shipped)(name), seed)
+        for name, answers in given.items()
+    }
+
+
+def work_with(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 32,
+    endpoint: Endpoint | None = None,
+) -> Work:
+    """What the stages work with, from a model, and a server of the same one where that is to answer.
 
     Raises:
         NptiError: If the model is not understood.
     """
     sites = find_sites(model)
     decoding = replace(IDENTIFICATION_DECODING, batch_size=batch_size)
-    return Work(model, tokenizer, sites, describe_base_model(model, sites), decoding)
+    return Work(model, tokenizer, sites, describe_base_model(model, sites), decoding, endpoint)
 
 
 def transcripts_file(folder: Path, trait: str) -> Path:
@@ -189,12 +234,12 @@ def transcripts_file(folder: Path, trait: str) -> Path:
 
 
 def warn_of_answers(name: str, auc: float, measured: Measurement, warn: Callable[[str], None]) -> None:
-    """Says where the personas did not take, and where many answers say little.
+    """Says where the personas did not take, where many answers say little, and which experts had too few tokens.
 
     Args:
         name: The trait.
         auc: How well the local judge told the poles' answers apart.
-        measured: Holds the counts of answers that say little.
+        measured: Holds the counts of answers that say little, and the experts that were left out.
         warn: Told what the user should know.
     """
     counts = "; ".join(f"{pole} pole: {faults}" for pole, faults in measured.answers.items())
@@ -205,10 +250,23 @@ def warn_of_answers(name: str, auc: float, measured: Measurement, warn: Callable
         )
     elif any(map(_many, measured.answers.values())):
         warn(f"{name}: many answers say little ({counts}), which blurs what the neurons found mean.")
+    if few := measured.experts_left_out:
+        named = ", ".join(f"{layer}:{expert}" for layer, expert in few[:NAMED_EXPERTS])
+        more = f" … ({name}.json beside the statistics lists them all)" if len(few) > NAMED_EXPERTS else ""
+        warn(
+            f"{name}: {len(few)} experts had fewer than {MIN_EXPERT_TOKENS} tokens at a pole, so their neurons were "
+            f"left out (layer:expert {named}{more}); more questions reach more of them."
+        )
 
 
 def _many(faults: AnswerFaults) -> bool:
     return max(faults.empty, faults.repeating) >= MANY_FAULTS * faults.answers
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if not TRAIT_NAME.fullmatch(name):
+            raise NptiError(f"{name!r} is no name of a trait; small letters, digits and _ are expected.")
 
 
 def _shipped_personas(trait: str) -> list[Persona]:

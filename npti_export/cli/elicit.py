@@ -8,62 +8,54 @@ from pathlib import Path
 import click
 
 from npti_export.cli import loading, material, options
+from npti_export.cli.machine import Machine, machine
 
 
 @click.command("elicit", epilog="Example: npti-export elicit --trait openness --max-questions 60")
-@options.trait
-@material.all_traits
-@options.model
+@material.traits
+@machine
 @material.output
-@options.questions
-@options.personas
-@material.max_questions
-@options.device
-@options.dtype
-@options.batch_size
-@options.seed
-@options.quiet
+@material.asked
 @options.as_json
 def command(
-    traits: tuple[str, ...],
-    all_traits: bool,
-    model_name: str | None,
-    output: Path | None,
-    questions_file: Path | None,
-    personas_file: Path | None,
-    max_questions: int,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    seed: int,
-    quiet: bool,
-    as_json: bool,
+    wanted: material.Wanted, machine: Machine, output: Path | None, asked: material.Asked, as_json: bool
 ) -> None:
     """Have a chat model answer all questions in character, and keep the transcripts.
 
     They are written to transcripts/<trait>.jsonl in the adapter's folder, one JSON object a line; `measure` and
-    `identify` go on from there. Answers that are there are not asked for again.
+    `identify` go on from there. Answers that are there are not asked for again. --transcripts takes answers that exist.
     """
-    names = material.wanted_traits(traits, all_traits)
-    readers = material.readers(names, questions_file, personas_file)
-    model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
+    readers = asked.readers(wanted)
+    endpoint = asked.endpoint(machine.batch_size)
+    model, tokenizer = machine.load()
 
     from npti_export.adapter.find import default_adapter_folder
     from npti_export.identification.answer_faults import count_faults
     from npti_export.identification.files import TraitFiles
+    from npti_export.identification.given import read_given
+    from npti_export.identification.processes import first_does
     from npti_export.identification.selection import open_adapter
-    from npti_export.identification.stages import run_elicit
+    from npti_export.identification.stages import run_elicit, run_given
     from npti_export.pipeline import plan_traits, work_with
 
-    planned = plan_traits(names, **readers, max_questions=max_questions, seed=seed)
-    work = work_with(model, tokenizer, batch_size)
+    work = work_with(model, tokenizer, machine.batch_size, endpoint)
     folder = output if output is not None else default_adapter_folder(work.base_model.id)
-    open_adapter(folder, work.base_model, names)  # refuses another model's before any work
+    given, planned = {}, {}
+    if asked.transcripts_file:
+        given = {name: read_given(asked.transcripts_file, name, model, tokenizer) for name in wanted.names}
+    else:
+        planned = plan_traits(wanted.names, **readers, max_questions=asked.max_questions, seed=asked.seed)
+    first_does(lambda: open_adapter(folder, work.base_model, wanted.names))  # refuses another model's before any work
     results = {}
-    for name, given in planned.items():
+    for name in wanted.names:
         files = TraitFiles(folder, name)
-        with loading.stage(f"{name}: answers in character", len(given.planned), quiet) as progress:
-            faults = count_faults(run_elicit(work, files, given, progress))
+        if name in given:
+            run_given(work, files, given[name])
+            faults = count_faults(given[name])
+        else:
+            steps = len(planned[name].planned)
+            with loading.stage(f"{name}: answers in character", steps, machine.says_nothing) as progress:
+                faults = count_faults(run_elicit(work, files, planned[name], progress))
         results[name] = {"transcripts": str(files.transcripts)} | {str(pole): vars(faults[pole]) for pole in faults}
         if not as_json:
             click.echo(f"{name}: " + "; ".join(f"{pole} pole: {counts}" for pole, counts in faults.items()))

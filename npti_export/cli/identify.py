@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from npti_export.cli import loading, material, options
+from npti_export.cli.machine import Machine, machine
+from npti_export.cli.thresholds import selector
 
 if TYPE_CHECKING:
     from npti_export.identification.selector import Selector
 
 
 @click.command("identify", epilog="Example: npti-export identify --trait openness --model Qwen/Qwen2.5-7B-Instruct")
-@options.trait
-@material.all_traits
-@options.model
+@material.traits
+@machine
 @material.output
-@options.questions
-@options.personas
-@material.max_questions
+@material.asked
 @click.option(
     "--reliability",
     type=click.FloatRange(0, 1),
@@ -30,28 +29,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Split-half reliability of delta at which no more questions are asked, from 30 on; 1 asks all.",
 )
-@material.selector
-@options.device
-@options.dtype
-@options.batch_size
-@options.seed
-@options.quiet
+@selector
 @options.as_json
 def command(
-    traits: tuple[str, ...],
-    all_traits: bool,
-    model_name: str | None,
+    wanted: material.Wanted,
+    machine: Machine,
     output: Path | None,
-    questions_file: Path | None,
-    personas_file: Path | None,
-    max_questions: int,
+    asked: material.Asked,
     reliability: float,
     selector: Selector,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    seed: int,
-    quiet: bool,
     as_json: bool,
 ) -> None:
     """Find the neurons of a trait in a chat model and write the adapter.
@@ -61,28 +47,30 @@ def command(
     back. Transcripts and statistics stay beside the adapter, and a run that was stopped, even killed, goes on. The
     commands elicit, measure and select do the first three steps one by one.
     """
-    names = material.wanted_traits(traits, all_traits)
-    readers = material.readers(names, questions_file, personas_file)
-    model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
+    readers = asked.readers(wanted)
+    endpoint = asked.endpoint(machine.batch_size)
+    model, tokenizer = machine.load()
 
     from npti_export.pipeline import identify
 
     found = identify(
         model,
         tokenizer,
-        names,
+        wanted.names,
         output,
         **readers,
-        max_questions=max_questions,
+        max_questions=asked.max_questions,
         reliability=reliability,
         selector=selector,
-        batch_size=batch_size,
-        seed=seed,
-        stage=partial(loading.stage, quiet=quiet),
-        warn=lambda message: loading.notice(f"Note: {message}", quiet),
+        batch_size=machine.batch_size,
+        seed=asked.seed,
+        endpoint=endpoint,
+        transcripts=asked.transcripts_file,
+        stage=partial(loading.stage, quiet=machine.says_nothing),
+        warn=lambda message: loading.notice(f"Note: {message}", machine.says_nothing),
     )
     rows = []
-    for name in names:
+    for name in wanted.names:
         trait, measured = found.adapter.traits[name], found.measurements[name]
         for pole, record in trait.poles.items():
             made, faults = trait.identification, measured.answers[pole]

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
 
     Args:
         name: Hub id or folder; None takes the bundled model and says so.
-        device: ``auto``, ``cpu``, ``cuda`` …
+        device: ``auto``, ``cpu``, ``cuda`` …; ``all`` spreads the layers over all GPUs.
         dtype: ``auto`` or a name of torch.
         quiet: Whether to leave the notice out.
 
@@ -46,15 +47,20 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
     if name is None:
         notice("Using the bundled demo model npti-demo; name a real one with --model, for example a Hub id.", quiet)
         name = str(DEMO_MODEL)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device))
+    on_gpu = torch.cuda.is_available()
+    where = torch.device(("cuda" if on_gpu else "cpu") if device in ("auto", "all") else _device(device))
+    if device == "all" and find_spec("accelerate") is None:
+        raise NptiError("--device all needs accelerate; `pip install npti-export[large]` brings it.")
     looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_folder and not Path(name).expanduser().is_dir():
         raise NptiError(f"There is no model folder {name}; give a folder with a config.json, or a Hub id.")
     chosen: Any = "auto" if dtype == "auto" and where.type != "cpu" else getattr(torch, dtype, torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=chosen)
-        model.to(where)
+        spread = {"device_map": "auto"} if device == "all" else {}
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=chosen, **spread)
+        if not spread:
+            model.to(where)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NptiError(f"The model {name} cannot be loaded ({reason}).") from None

@@ -1,138 +1,230 @@
-"""Options and checks that the commands of identification share: which traits, which questions and personas."""
+"""Options that the commands of identification share: which traits, and what is asked of whom."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-all_traits = click.option("--all-traits", is_flag=True, help="All five shipped traits.")
+from npti_export.cli import options
+from npti_export.cli.one_argument import as_one
+from npti_export.errors import NptiError
+
+if TYPE_CHECKING:
+    from npti_export.identification.endpoint import Endpoint
+    from npti_export.traits import Trait
+    from npti_export.traits.material import Persona, Question
+    from npti_export.traits.trait_file import OwnTrait
+
 output = click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="Folder of the adapter; adapters/<model> unless given. Other traits there are kept.",
 )
-max_questions = click.option(
+trait_files = click.option(
+    "--trait-file",
+    "trait_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A trait of your own, TOML as new-trait writes it; may be given several times.",
+)
+_all_traits = click.option("--all-traits", is_flag=True, help="All five shipped traits.")
+_max_questions = click.option(
     "--max-questions",
     type=click.IntRange(5),
     default=100,
     show_default=True,
     help="Questions asked at each pole at most.",
 )
-
-
-def _layer_range(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """First and last layer of a range such as 4-9, or of one layer such as 7."""
-    if value is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,5}(-[0-9]{1,5})?", value):
-        raise click.BadParameter(f"{value!r} is no range of layers such as 4-9.")
-    first, _, last = value.partition("-")
-    return int(first), int(last or first)
-
-
-_method = click.option(
-    "--method",
-    type=click.Choice(["npti", "mean-shift", "residual", "hybrid", "auto"]),
-    default="npti",
-    show_default=True,
-    help="What chooses and moves neurons: the paper's rule; the difference of the poles' means on neurons; the same on "
-    "the residual stream; both; auto measures all and takes the best for each pole.",
+_transcripts = click.option(
+    "--transcripts",
+    "transcripts_file",
+    type=click.Path(path_type=Path),
+    help="JSON lines of answers that exist (question, answer, pole high or low, persona if any); nothing is elicited.",
 )
-_min_difference = click.option(
-    "--min-difference",
-    type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Smallest delta of a chosen neuron (npti, residual).",
+_elicit_url = click.option(
+    "--elicit-url",
+    help="Base URL of an OpenAI-compatible server of the same model, which answers in its place, --batch-size requests "
+    "at a time (key from OPENAI_API_KEY).",
 )
-_min_effect_size = click.option(
-    "--min-effect-size",
-    type=click.FloatRange(0, min_open=True),
-    help="Smallest effect size (Cohen's d) of a chosen neuron (mean-shift, hybrid); without it a quarter of all "
-    "neurons is taken, those of the largest.",
-)
-_max_neurons = click.option("--max-neurons", type=click.IntRange(1), help="Neurons of a pole at most, the strongest.")
-_layers = click.option(
-    "--layers",
-    metavar="A-B",
-    callback=_layer_range,
-    help="Layers that neurons and residuals may lie in, both ends included, from 0.",
-)
-_percentile = click.option(
-    "--percentile",
-    type=click.FloatRange(0, 100, min_open=True, max_open=True),
-    default=95.0,
-    show_default=True,
-    help="Which percentile of the pole's own activations is the target.",
-)
+_elicit_model = click.option("--elicit-model", help="The server's name of the model; the only one it has unless given.")
 
 
-def selector(command: Callable[..., None]) -> Callable[..., None]:
-    """Method and thresholds as options; the command gets them as one ``selector``."""
+@dataclass(frozen=True)
+class Wanted:
+    """Which traits a command works on.
 
-    @wraps(command)
-    def with_selector(
-        method: str,
-        min_difference: float,
-        min_effect_size: float | None,
-        max_neurons: int | None,
-        layers: tuple[int, int] | None,
-        percentile: float,
-        **others: Any,
-    ) -> None:
-        from npti_export.identification.selector import Selector
+    Args:
+        names: Of all of them.
+        own: Those that the user defines, by name.
+    """
 
-        wanted = Selector(
-            method,
-            min_difference,
-            percentile,
-            min_effect_size,
-            max_neurons=max_neurons,
-            layers=layers,
-        )
-        command(selector=wanted, **others)
-
-    for option in (_percentile, _layers, _max_neurons, _min_effect_size, _min_difference, _method):
-        with_selector = option(with_selector)
-    return with_selector
+    names: list[str]
+    own: dict[str, OwnTrait]
 
 
-def wanted_traits(traits: Sequence[str], every: bool) -> list[str]:
+def wanted_traits(traits: Sequence[str], all_traits: bool, trait_files: Sequence[Path]) -> Wanted:
     """The traits that a command is to work on.
 
     Raises:
         click.UsageError: If none is named.
-        ValueError: If one is not a shipped one.
+        NptiError: If one is not a shipped one, or a trait file cannot be used.
     """
-    from npti_export.traits import TRAITS, trait_named
+    from npti_export.traits import TRAITS
 
-    names = list(TRAITS) if every else list(dict.fromkeys(name.lower() for name in traits))
+    own = own_traits(trait_files)
+    named = list(TRAITS) if all_traits else [name.lower() for name in traits]
+    names = list(dict.fromkeys([*named, *own]))
     if not names:
-        raise click.UsageError("Give --trait with one of " + ", ".join(TRAITS) + ", or --all-traits.")
+        raise click.UsageError(
+            "Give --trait with one of " + ", ".join(TRAITS) + ", or --all-traits, or --trait-file with one of your own."
+        )
     for name in names:
-        trait_named(name)
-    return names
+        trait_of(name, own)
+    return Wanted(names, own)
 
 
-def readers(
-    names: Sequence[str], questions_file: Path | None, personas_file: Path | None
-) -> dict[str, Callable[[str], Any] | None]:
-    """What gives the questions and personas of a trait, by those names; files are read once to see that they can be.
+traits = as_one("wanted", wanted_traits, options.trait, _all_traits, trait_files)
+"""Traits as options; the command gets them as one :class:`Wanted`."""
+
+
+def own_traits(paths: Sequence[Path]) -> dict[str, OwnTrait]:
+    """The traits that files define, by name.
 
     Raises:
-        NptiError: If a file cannot be read, or has nothing for one of the traits.
+        NptiError: If one cannot be used, or two have the same name.
     """
-    from npti_export.traits.material import read_personas, read_questions
+    if not paths:
+        return {}
+    from npti_export.traits.trait_file import read_trait_file
 
-    questions = partial(read_questions, questions_file) if questions_file else None
-    personas = partial(read_personas, personas_file) if personas_file else None
-    for name in names:
-        for read in (questions, personas):
-            if read:
-                read(name)
-    return {"questions": questions, "personas": personas}
+    own: dict[str, OwnTrait] = {}
+    for path in paths:
+        read = read_trait_file(path)
+        if read.trait.name in own:
+            raise NptiError(f"{path} defines {read.trait.name}, as another --trait-file does; give each trait once.")
+        own[read.trait.name] = read
+    return own
+
+
+def trait_of(name: str, own: dict[str, OwnTrait]) -> Trait:
+    """The trait of that name: the user's or a shipped one.
+
+    Raises:
+        NptiError: If there is none.
+    """
+    from npti_export.traits import trait_named
+
+    if name in own:
+        return own[name].trait
+    try:
+        return trait_named(name)
+    except NptiError as error:
+        raise NptiError(f"{str(error).removesuffix('.')}; --trait-file names one of your own.") from None
+
+
+def personas_of(name: str, own: dict[str, OwnTrait], file: Path | None) -> list[Persona]:
+    """The personas of a trait: those of a file for all traits, of its own file, or the shipped ones.
+
+    Raises:
+        NptiError: If a file cannot be read, or has none for the trait.
+    """
+    from npti_export.traits.material import read_personas, shipped_personas
+
+    if file:
+        return read_personas(file, name)
+    return list(own[name].personas) if name in own else shipped_personas(name)
+
+
+def test_questions_of(name: str, own: dict[str, OwnTrait], file: Path | None) -> list[Question]:
+    """The questions that a trait is evaluated with, found in the same way.
+
+    Raises:
+        NptiError: If a file cannot be read, or has none for the trait.
+    """
+    from npti_export.traits.material import read_questions, shipped_questions
+
+    if file:
+        return read_questions(file, name)
+    return list(own[name].test_questions) if name in own else shipped_questions(name, "test")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, of whom, and what is not asked because it was answered already.
+
+    Args:
+        questions_file: In place of the traits' own questions.
+        personas_file: In place of their personas.
+        max_questions: Questions asked at each pole at most.
+        seed: Decides their order and which persona gets which.
+        transcripts_file: Answers that exist.
+        elicit_url: A server that answers in the model's place.
+        elicit_model: Its name of the model.
+    """
+
+    questions_file: Path | None
+    personas_file: Path | None
+    max_questions: int
+    seed: int
+    transcripts_file: Path | None
+    elicit_url: str | None
+    elicit_model: str | None
+
+    def readers(self, wanted: Wanted) -> dict[str, Callable[[str], Any]]:
+        """What gives the questions and personas of a trait, by those names; all are read once to see that they can be.
+
+        Raises:
+            click.UsageError: If answers are both given and to be elicited by a server.
+            NptiError: If a file cannot be read, or has nothing for one of the traits.
+        """
+        if self.transcripts_file and (self.elicit_url or self.elicit_model):
+            raise click.UsageError("--transcripts gives answers and --elicit-url has a server give them; choose one.")
+        for name in wanted.names:
+            self._questions(wanted, name)
+            personas_of(name, wanted.own, self.personas_file)
+        return {
+            "questions": lambda name: self._questions(wanted, name),
+            "personas": lambda name: personas_of(name, wanted.own, self.personas_file),
+        }
+
+    def endpoint(self, concurrency: int) -> Endpoint | None:
+        """The server, if one is to answer.
+
+        Args:
+            concurrency: How many requests it gets at a time.
+
+        Raises:
+            NptiError: If it cannot be reached.
+        """
+        if self.elicit_url is None:
+            if self.elicit_model:
+                raise click.UsageError("--elicit-model is the name that a server has; name that with --elicit-url.")
+            return None
+        from npti_export.identification.endpoint import Endpoint
+
+        return Endpoint(self.elicit_url, self.elicit_model, concurrency)
+
+    def _questions(self, wanted: Wanted, name: str) -> list[Question]:
+        from npti_export.traits.material import read_questions, shipped_questions
+
+        if self.questions_file:
+            return read_questions(self.questions_file, name)
+        return list(wanted.own[name].questions) if name in wanted.own else shipped_questions(name, "identification")
+
+
+asked = as_one(
+    "asked",
+    Asked,
+    options.questions,
+    options.personas,
+    _max_questions,
+    options.seed,
+    _transcripts,
+    _elicit_url,
+    _elicit_model,
+)
+"""What is asked as options; the command gets it as one :class:`Asked`."""

@@ -9,52 +9,38 @@ from pathlib import Path
 import click
 
 from npti_export.cli import loading, material, options
+from npti_export.cli.machine import Machine, machine
 
 
 @click.command("measure", epilog="Example: npti-export measure --trait openness --model Qwen/Qwen2.5-7B-Instruct")
-@options.trait
-@material.all_traits
-@options.model
+@material.traits
+@machine
 @material.output
-@options.device
-@options.dtype
-@options.batch_size
-@options.quiet
 @options.as_json
-def command(
-    traits: tuple[str, ...],
-    all_traits: bool,
-    model_name: str | None,
-    output: Path | None,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+def command(wanted: material.Wanted, machine: Machine, output: Path | None, as_json: bool) -> None:
     """Count, over transcripts that are there, what every neuron does at either pole.
 
     Reads transcripts/<trait>.jsonl in the adapter's folder and writes statistics/<trait>_high.safetensors, ..._low, and
     <trait>.json, which says how sure they are after each block of questions; `select` goes on from there.
     """
-    names = material.wanted_traits(traits, all_traits)
-    model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
+    model, tokenizer = machine.load()
 
     from npti_export.adapter.find import default_adapter_folder
     from npti_export.identification.elicit import read_transcripts
     from npti_export.identification.files import TraitFiles
+    from npti_export.identification.processes import first_does
     from npti_export.identification.selection import open_adapter
     from npti_export.identification.stages import run_measure
     from npti_export.pipeline import work_with
 
-    work = work_with(model, tokenizer, batch_size)
+    work = work_with(model, tokenizer, machine.batch_size)
     folder = output if output is not None else default_adapter_folder(work.base_model.id)
-    open_adapter(folder, work.base_model, names)  # refuses another model's before any work
+    first_does(lambda: open_adapter(folder, work.base_model, wanted.names))  # refuses another model's before any work
     curves = {}
-    for name in names:
+    for name in wanted.names:
         files = TraitFiles(folder, name)
         steps = len(read_transcripts(files.transcripts))
-        with loading.stage(f"{name}: measure neurons", steps, quiet) as progress:
+        with loading.stage(f"{name}: measure neurons", steps, machine.says_nothing) as progress:
             measured = run_measure(work, files, progress)
         curves[name] = [asdict(point) for point in measured.curve]
         if not as_json:

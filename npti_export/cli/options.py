@@ -16,7 +16,12 @@ adapter = click.option(
     "--adapter", help="Folder or Hub repository of an adapter; without it the one made for the model is looked for."
 )
 trait = click.option("--trait", "traits", multiple=True, help="A trait such as openness; may be given several times.")
-device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; auto takes a GPU.")
+device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1 …; auto takes a GPU, all spreads the model over all of them.",
+)
 dtype = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

@@ -9,39 +9,32 @@ from typing import TYPE_CHECKING
 import click
 
 from npti_export.cli import material, options
+from npti_export.cli.thresholds import selector
 
 if TYPE_CHECKING:
     from npti_export.identification.selector import Selector
 
 
 @click.command("select", epilog="Example: npti-export select --trait openness --min-difference 0.2")
-@options.trait
-@material.all_traits
+@material.traits
 @options.model
 @material.output
-@material.selector
+@selector
 @options.as_json
 def command(
-    traits: tuple[str, ...],
-    all_traits: bool,
-    model_name: str | None,
-    output: Path | None,
-    selector: Selector,
-    as_json: bool,
+    wanted: material.Wanted, model_name: str | None, output: Path | None, selector: Selector, as_json: bool
 ) -> None:
     """Choose neurons by another method or other thresholds from statistics that are there, and write the adapter.
 
     The dose is the paper's, or 1 where it has none, and is marked as not calibrated; `identify` with the same options
     takes up answers and statistics and finds it. --method auto is for `identify` alone, which can measure.
     """
-    names = material.wanted_traits(traits, all_traits)
-
     from npti_export.adapter.find import default_adapter_folder, id_of_model_name
     from npti_export.demo import DEMO_MODEL
     from npti_export.identification.selection import select_into
 
     folder = output or default_adapter_folder(id_of_model_name(model_name or str(DEMO_MODEL)))
-    adapter = select_into(folder, names, selector)
+    adapter = select_into(folder, wanted.names, selector)
     rows = [
         {
             "personality": f"{name}{pole.sign}",
@@ -51,7 +44,7 @@ def command(
             "selection_overlap": (adapter.traits[name].identification.selection_overlap or {}).get(str(pole)),
             "delta_margin": (adapter.traits[name].identification.delta_margin or {}).get(str(pole)),
         }
-        for name in names
+        for name in wanted.names
         for pole, record in adapter.traits[name].poles.items()
     ]
     if as_json:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.errors import NptiError
+from npti_export.identification.processes import from_all, in_turns
 from npti_export.steering.thinking import Thinking
 
 Progress = Callable[[int], None]
@@ -18,10 +19,17 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question to a model, with a persona or without."""
+    """A question to a model.
+
+    Args:
+        question: What is asked.
+        persona: What stands before all as the system's message; None is nothing.
+        shots: Questions and answers that stand before the question as earlier turns.
+    """
 
     question: str
     persona: str | None = None
+    shots: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,17 @@ class Decoding:
 
 def messages_of(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """The chat messages of a prompt; without a system role the persona stands before the question."""
+    turns = [
+        {"role": role, "content": text}
+        for shot in prompt.shots
+        for role, text in zip(("user", "assistant"), shot, strict=True)
+    ]
+    turns.append({"role": "user", "content": prompt.question})
     if prompt.persona is None:
-        return [{"role": "user", "content": prompt.question}]
+        return turns
     if has_system_role(tokenizer):
-        return [{"role": "system", "content": prompt.persona}, {"role": "user", "content": prompt.question}]
-    return [{"role": "user", "content": f"{prompt.persona}\n\n{prompt.question}"}]
+        return [{"role": "system", "content": prompt.persona}, *turns]
+    return [{"role": "user", "content": f"{prompt.persona}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -103,7 +117,7 @@ def generate_answers(
     decoding: Decoding,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """Asks a model many questions.
+    """Asks a model many questions; where several processes share the work, each calls this and gets all answers.
 
     Args:
         model: A chat model.
@@ -121,12 +135,48 @@ def generate_answers(
     encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     check_room(model, encoded)
     answers: dict[int, Answer] = {}
-    for places in batches_of(encoded, decoding.batch_size):
-        said = _generate(model, tokenizer, [encoded[at] for at in places], decoding)
-        answers.update(zip(places, said, strict=True))
+    for mine, of_all in in_turns(batches_of(encoded, decoding.batch_size)):
+        said = _generate(model, tokenizer, [encoded[at] for at in mine], decoding) if mine else []
+        for places, of_process in zip(of_all, from_all(said), strict=False):  # a last turn may not be for all processes
+            answers.update(zip(places, of_process, strict=True))
         if progress:
-            progress(len(places))
+            progress(sum(map(len, of_all)))
     return [answers[at] for at in range(len(prompts))]
+
+
+def answer_of_text(
+    text: str, finished: bool, prompt: list[int], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Answer:
+    """What somebody else's words are as an answer of this model: their tokens, with the end sign where they end.
+
+    Args:
+        text: The words, thinking included where there was any.
+        finished: Whether the answer came to an end.
+        prompt: Token ids of what was asked; an answer that the model's context does not hold behind it is cut.
+        model: The model that is taken to have said it.
+        tokenizer: Its tokenizer.
+    """
+    ends = end_tokens(model, tokenizer)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if finished and ends:
+        end = tokenizer.eos_token_id
+        ids.append(end if end in ends else min(ends))
+    return answer_of_tokens(ids, prompt, model, tokenizer)
+
+
+def answer_of_tokens(
+    ids: Sequence[int], prompt: list[int], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Answer:
+    """Tokens as an answer of this model: up to the first end sign, and no more than its context holds.
+
+    Args:
+        ids: Token ids of the answer.
+        prompt: Token ids of what was asked.
+        model: The model that is taken to have said it.
+        tokenizer: Its tokenizer.
+    """
+    room = context_length(model) - len(prompt)
+    return _cut(prompt, list(ids[:room]), end_tokens(model, tokenizer), tokenizer, Thinking.of(tokenizer))
 
 
 def batches_of(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from npti_export.identification.answers import (
     prompt_ids,
 )
 from npti_export.identification.files import write_beside
+from npti_export.identification.processes import first_does, in_turns
 from npti_export.traits import Pole
 from npti_export.traits.material import Persona, Question
 
@@ -36,7 +38,7 @@ class Transcript:
         trait: The trait asked for.
         pole: The end that the persona stands for.
         question: The question.
-        persona: The persona that the model was given.
+        persona: The persona that the model was given; empty where there was none.
         answer: Its answer.
         token_ids: The answer's tokens, the end sign included where there was one.
         finished: Whether the answer ended by itself.
@@ -101,19 +103,30 @@ def elicit(
     encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     check_room(model, encoded)
     keys = [(persona.pole, question.text, persona.text) for question, persona in planned]
-    kept = {(t.pole, t.question, t.persona): t for t in read_transcripts(keep_in)} if keep_in else {}
-    if keep_in and kept:
-        write_transcripts(keep_in, list(kept.values()))  # without the last line, if a kill broke it off
-    for places in batches_of(encoded, decoding.batch_size):
-        if any(keys[at] not in kept for at in places):
-            answers = generate_answers(model, tokenizer, [prompts[at] for at in places], decoding)
-            told = {keys[at]: _transcript(*planned[at], answer) for at, answer in zip(places, answers, strict=True)}
-            if keep_in:
-                _append(keep_in, [told[key] for key in told if key not in kept])
-            kept |= told
+    kept = first_does(lambda: take_up(keep_in)) if keep_in else {}
+    for _, of_all in in_turns(batches_of(encoded, decoding.batch_size)):
+        # Batches that follow one another are the same again when they are made from their prompts alone.
+        missing = [at for places in of_all if any(keys[at] not in kept for at in places) for at in places]
+        answers = generate_answers(model, tokenizer, [prompts[at] for at in missing], decoding)
+        told = {keys[at]: transcript_of(*planned[at], answer) for at, answer in zip(missing, answers, strict=True)}
+        if keep_in and told:
+            first_does(partial(append_transcripts, keep_in, [told[key] for key in told if key not in kept]))
+        kept |= told
         if progress:
-            progress(len(places))
+            progress(sum(map(len, of_all)))
     return [kept[key] for key in keys]
+
+
+def take_up(path: Path) -> dict[tuple[Pole, str, str], Transcript]:
+    """What a file of kept transcripts holds, by pole, question and persona; a last line that broke off is taken out.
+
+    Raises:
+        NptiError: If another line is broken, or the file cannot be written.
+    """
+    kept = {(t.pole, t.question, t.persona): t for t in read_transcripts(path)}
+    if kept:
+        write_transcripts(path, list(kept.values()))
+    return kept
 
 
 def read_transcripts(path: Path) -> list[Transcript]:
@@ -148,13 +161,19 @@ def write_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
     write_beside(path, "".join(map(_line, transcripts)).encode())
 
 
-def _transcript(question: Question, persona: Persona, answer: Answer) -> Transcript:
+def transcript_of(question: Question, persona: Persona, answer: Answer) -> Transcript:
+    """An answer with what was asked for it."""
     return Transcript(
         persona.trait, persona.pole, question.text, persona.text, answer.text, answer.token_ids, answer.finished
     )
 
 
-def _append(path: Path, transcripts: Sequence[Transcript]) -> None:
+def append_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
+    """Adds transcripts to those that a file holds.
+
+    Raises:
+        NptiError: If they cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", newline="\n") as file:

@@ -48,6 +48,8 @@ class Measurement:
         curve: How sure the statistics were after each block of questions, with the paper's thresholds; the last point
             is over all of them.
         versions: Of the libraries that measured.
+        experts_left_out: Layer and number of the routed experts that got too few tokens at either pole for their
+            neurons to be chosen; empty for a model without experts.
     """
 
     source: Source
@@ -57,6 +59,7 @@ class Measurement:
     answers: dict[Pole, AnswerFaults]
     curve: tuple[Reliability, ...]
     versions: dict[str, str]
+    experts_left_out: tuple[tuple[int, int], ...] = ()
 
 
 def write_source(path: Path, source: Source) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from npti_export.errors import NptiError
@@ -55,6 +55,27 @@ class Material:
         of_personas = material_sha256(persona.text for persona in personas)
         everything = [str(seed), of_personas, *(question.text for question in questions)]
         return Material(plan(asked, personas, seed), held_back, of_personas, material_sha256(everything), seed)
+
+    @staticmethod
+    def beside(answered: Iterable[str], questions: Sequence[Question], seed: int) -> Material:
+        """Only what finds the dose, where answers exist: questions that none of them answers.
+
+        Args:
+            answered: The questions that are answered.
+            questions: Those that there are of the trait.
+            seed: Decides which are taken.
+
+        Raises:
+            NptiError: If too few are left.
+        """
+        taken = set(answered)
+        left = balanced([question for question in questions if question.text not in taken], seed)
+        if len(left) < HELD_BACK:
+            raise NptiError(
+                f"The transcripts leave {len(left)} questions unanswered, and {HELD_BACK} are needed to find the dose; "
+                "give more with --questions or in the trait file."
+            )
+        return Material([], left[:HELD_BACK], "", "", seed)
 
     @property
     def blocks(self) -> list[list[tuple[Question, Persona]]]:

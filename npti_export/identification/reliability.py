@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npti_export.identification.select import choose, delta_of, effect_size_of
 from npti_export.identification.selector import Selector
-from npti_export.identification.statistics import NeuronCounts, NeuronStatistics
+from npti_export.identification.statistics import NeuronCounts, NeuronStatistics, considered
 from npti_export.traits import Pole
 
 Z_95 = 1.959964
@@ -47,16 +47,21 @@ def reliability(statistics: Mapping[Pole, NeuronStatistics], selector: Selector,
     """
     high, low = statistics[Pole.HIGH], statistics[Pole.LOW]
     deltas = [one.probability - other.probability for one, other in zip(high.halves, low.halves, strict=True)]
+    counted = considered(high.whole, low.whole)
     overlap, margin = {}, {}
     for pole in Pole:
         own, opposite = statistics[pole], statistics[pole.opposite]
-        halves = [chosen_of(*pair, selector, own.widths) for pair in zip(own.halves, opposite.halves, strict=True)]
+        halves = [
+            chosen_of(*pair, selector, own.widths, counted) for pair in zip(own.halves, opposite.halves, strict=True)
+        ]
         overlap[str(pole)] = round(jaccard(*halves), DIGITS)
-        chosen = chosen_of(own.whole, opposite.whole, selector, own.widths)
+        chosen = chosen_of(own.whole, opposite.whole, selector, own.widths, counted)
         margins = delta_margin(own.whole, opposite.whole)[chosen]
         known = bool(len(margins)) and bool(np.isfinite(margins).all())
         margin[str(pole)] = round(float(np.median(margins)), DIGITS) if known else None
-    return Reliability(questions, round(split_half_reliability(*deltas), DIGITS), overlap, margin)
+    return Reliability(
+        questions, round(split_half_reliability(*(delta[counted] for delta in deltas)), DIGITS), overlap, margin
+    )
 
 
 def delta_margin(pole: NeuronCounts, opposite: NeuronCounts) -> NDArray[np.float64]:
@@ -73,11 +78,25 @@ def delta_margin(pole: NeuronCounts, opposite: NeuronCounts) -> NDArray[np.float
 
 
 def chosen_of(
-    pole: NeuronCounts, opposite: NeuronCounts, selector: Selector, widths: tuple[int, ...]
+    pole: NeuronCounts,
+    opposite: NeuronCounts,
+    selector: Selector,
+    widths: tuple[int, ...],
+    counted: NDArray[np.bool_] | bool = True,
 ) -> NDArray[np.int64]:
-    """Flat numbers of the neurons that these counts would choose, ascending, int64 [chosen]."""
+    """Flat numbers of the neurons that these counts would choose, ascending, int64 [chosen].
+
+    Args:
+        pole: Counts of the pole's own answers.
+        opposite: Counts of the other pole's.
+        selector: Method and thresholds.
+        widths: Number of neurons of each layer.
+        counted: Which neurons may be chosen, bool [N].
+    """
     fires = pole.above_zero(selector.percentile)
-    return choose(selector, widths, delta_of(pole, opposite), fires, effect_size_of(pole, opposite))
+    delta = np.where(counted, delta_of(pole, opposite), np.float32(0))
+    effect_size = np.where(counted, effect_size_of(pole, opposite), np.float32(0))
+    return choose(selector, widths, delta, fires, effect_size)
 
 
 def jaccard(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
@@ -102,7 +121,7 @@ def split_half_reliability(first: NDArray[np.float64], second: NDArray[np.float6
     >>> round(split_half_reliability(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])), 6)  # r = 1/2
     0.666667
     """
-    if first.std() == 0 or second.std() == 0:
+    if not first.size or first.std() == 0 or second.std() == 0:
         return 0.0
     r = float(np.corrcoef(first, second)[0, 1])
     return max(-1.0, 2 * r / (1 + r)) if r > -1 else -1.0

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npti_export.adapter.base_model import LayerNeurons
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.adapter.records import HAS_RESIDUAL, NPTI, PoleRecord
 from npti_export.adapter.residual import ResidualShift
 from npti_export.errors import NptiError
 from npti_export.identification.selector import Selector
-from npti_export.identification.statistics import NeuronCounts, NeuronStatistics
+from npti_export.identification.statistics import NeuronCounts, NeuronStatistics, considered
 
 FLOOR_SHARE = 0.00436
 """Never fewer neurons a pole by delta than this share of all: the paper's 2,000 of Llama-3-8B's 458,752."""
@@ -26,20 +28,27 @@ class Contrast:
     """How one pole differs from the other, for all N neurons and for the residual stream behind every layer.
 
     Args:
-        widths: Number of neurons of each layer; they add up to N.
+        layers: How many neurons each layer has; they add up to N.
         delta: Probability minus that of the opposite pole, float32 [N].
         target: Percentile of the pole's own activations, float32 [N].
         mean_difference: Mean activation over tokens minus that of the opposite pole, float32 [N].
         effect_size: Cohen's d of the answers' mean activations, float32 [N]; 0 where they do not vary.
         stream: Mean residual stream minus that of the opposite pole, float32 [layers, hidden]; None if not measured.
+
+    All numbers of a neuron are 0 where its expert got too few tokens, so it is not chosen.
     """
 
-    widths: tuple[int, ...]
+    layers: tuple[LayerNeurons, ...]
     delta: NDArray[np.float32]
     target: NDArray[np.float32]
     mean_difference: NDArray[np.float32]
     effect_size: NDArray[np.float32]
     stream: NDArray[np.float32] | None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of neurons of each layer."""
+        return tuple(layer.total for layer in self.layers)
 
 
 def contrast_of(pole: NeuronStatistics, opposite: NeuronStatistics, percentile: float) -> Contrast:
@@ -54,12 +63,13 @@ def contrast_of(pole: NeuronStatistics, opposite: NeuronStatistics, percentile: 
         percentile: Which percentile of the activations is the target.
     """
     mean, other = pole.stream_mean, opposite.stream_mean
+    counted = considered(pole.whole, opposite.whole)
     return Contrast(
-        pole.widths,
-        delta_of(pole.whole, opposite.whole),
-        pole.percentile(percentile),
-        (pole.whole.mean - opposite.whole.mean).astype(np.float32),
-        effect_size_of(pole.whole, opposite.whole),
+        pole.layers,
+        np.where(counted, delta_of(pole.whole, opposite.whole), np.float32(0)),
+        np.where(counted, pole.percentile(percentile), np.float32(0)),
+        np.where(counted, (pole.whole.mean - opposite.whole.mean).astype(np.float32), np.float32(0)),
+        np.where(counted, effect_size_of(pole.whole, opposite.whole), np.float32(0)),
         None if mean is None or other is None else (mean - other).astype(np.float32),
     )
 
@@ -97,7 +107,7 @@ def select(contrast: Contrast, selector: Selector) -> PoleRecord:
         NptiError: If there are no such layers, or the method needs the residual stream and it was not measured.
     """
     chosen = choose(selector, contrast.widths, contrast.delta, contrast.target > 0, contrast.effect_size)
-    layer, index = neuron_numbers(contrast.widths)
+    layer, expert, index = neuron_numbers(contrast.layers)
     method = selector.record(contrast.effect_size[chosen])
     gamma = START_GAMMA if selector.method == NPTI else 1.0
     target, delta = contrast.target[chosen], contrast.delta[chosen]
@@ -105,6 +115,7 @@ def select(contrast: Contrast, selector: Selector) -> PoleRecord:
     neurons = NeuronSet(
         layer=layer[chosen],
         index=index[chosen],
+        expert=expert[chosen] if any(of_layer.experts for of_layer in contrast.layers) else None,
         shift=method.shift(gamma, target, delta, mean_difference),
         target=target,
         delta=delta,
@@ -162,8 +173,19 @@ def _residual(contrast: Contrast, selector: Selector) -> ResidualShift:
     return ResidualShift(np.array([layer], np.int16), contrast.stream[layer : layer + 1])
 
 
-def neuron_numbers(widths: tuple[int, ...]) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-    """Layer and index of every neuron in flat order, int16 and int32 [N]."""
-    layer = np.repeat(np.arange(len(widths), dtype=np.int16), widths)
-    index = np.concatenate([np.arange(width, dtype=np.int32) for width in widths])
-    return layer, index
+def neuron_numbers(
+    layers: Sequence[LayerNeurons],
+) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int32]]:
+    """Layer, expert and index of every neuron in flat order, int16, int16 and int32 [N]; -1 for no routed expert.
+
+    >>> _, expert, index = neuron_numbers([LayerNeurons(experts=2, per_expert=2, shared=3)])
+    >>> expert.tolist(), index.tolist()
+    ([-1, -1, -1, 0, 0, 1, 1], [0, 1, 2, 0, 1, 0, 1])
+    """
+    layer = np.repeat(np.arange(len(layers), dtype=np.int16), [of_layer.total for of_layer in layers])
+    expert, index = [], []
+    for of_layer in layers:
+        beside = of_layer.dense + of_layer.shared
+        expert += [np.full(beside, -1), np.repeat(np.arange(of_layer.experts), of_layer.per_expert)]
+        index += [np.arange(beside), np.tile(np.arange(of_layer.per_expert), of_layer.experts)]
+    return layer, np.concatenate(expert).astype(np.int16), np.concatenate(index).astype(np.int32)

@@ -8,66 +8,32 @@ kept work is found by.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import npti_export
-from npti_export.adapter.base_model import BaseModel
 from npti_export.errors import NptiError
 from npti_export.identification.answer_faults import count_faults
-from npti_export.identification.answers import Decoding, Progress, Prompt, check_room, prompt_ids
+from npti_export.identification.answers import Progress, Prompt, check_room, prompt_ids
 from npti_export.identification.elicit import Transcript, elicit, read_transcripts, write_transcripts
+from npti_export.identification.elicit_by_endpoint import elicit_by_endpoint
 from npti_export.identification.files import TraitFiles, digest, file_sha256
 from npti_export.identification.measure import measure
-from npti_export.identification.measurement import (
-    Measurement,
-    Source,
-    read_source,
-    write_measurement,
-    write_source,
-)
+from npti_export.identification.measurement import Measurement, Source, write_measurement, write_source
+from npti_export.identification.processes import first_does, from_all
 from npti_export.identification.questions import BLOCK_QUESTIONS, ENOUGH_QUESTIONS, Material
 from npti_export.identification.reliability import Reliability, reliability
-from npti_export.identification.selection import Statistics, read_measured
+from npti_export.identification.selection import Statistics
 from npti_export.identification.selector import Selector
+from npti_export.identification.statistics import left_out
 from npti_export.identification.statistics_file import write_statistics
-from npti_export.steering.sites import Site
+from npti_export.identification.work import Work, made_with_of, measured_of, measured_with_of, source_of
 from npti_export.traits import Pole
 from npti_export.traits.material import material_sha256
 
 RELIABILITY = 0.99
 """Split-half reliability of delta at which no more questions are asked, unless the caller says otherwise."""
-
-MEASURED = "neurons and residual stream"
-"""What statistics hold; those of a release that measured less are measured again."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the first two stages work with.
-
-    Args:
-        model: A chat model, unsteered.
-        tokenizer: Its tokenizer.
-        sites: Its feed-forward activations.
-        base_model: What an adapter records of it.
-        decoding: How answers are decoded; its batch size is that of measuring too.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    sites: Sequence[Site]
-    base_model: BaseModel
-    decoding: Decoding
-
-    @property
-    def decides(self) -> str:
-        """Hash over what decides the bits of a forward, and of what is decoded."""
-        model = self.model
-        return digest(self.base_model, model.dtype, model.device.type, self.decoding, self.tokenizer.chat_template)
 
 
 def run_elicit(work: Work, files: TraitFiles, material: Material, progress: Progress | None = None) -> list[Transcript]:
@@ -84,8 +50,29 @@ def run_elicit(work: Work, files: TraitFiles, material: Material, progress: Prog
     """
     blocks = _answers(work, files, material, lambda: False, progress)
     transcripts = [transcript for block in blocks for transcript in block]
-    _finish_transcripts(work, files, material, transcripts)
+    first_does(lambda: _finish_transcripts(work, files, material, transcripts))
     return transcripts
+
+
+def run_given(work: Work, files: TraitFiles, transcripts: Sequence[Transcript]) -> None:
+    """Takes answers that exist in the place of eliciting any, and writes them as transcripts.
+
+    Args:
+        work: The model that they are taken to be of.
+        files: Where the transcripts go.
+        transcripts: The answers.
+
+    Raises:
+        NptiError: If the files cannot be written.
+    """
+
+    def write() -> None:
+        write_transcripts(files.transcripts, transcripts)
+        questions, personas = _questions_sha256(transcripts), _personas_sha256(transcripts)
+        made_with = digest(work.decides, "given")
+        write_source(files.source, Source(made_with, file_sha256(files.transcripts) or "", questions, personas, 0))
+
+    first_does(write)
 
 
 def run_measure(work: Work, files: TraitFiles, progress: Progress | None = None) -> Measurement:
@@ -108,7 +95,33 @@ def run_measure(work: Work, files: TraitFiles, progress: Progress | None = None)
             )
     curve: list[Reliability] = []
     statistics = _measure_blocks(work, _in_blocks(transcripts), curve, progress)
-    return _finish_statistics(work, files, transcripts, statistics, curve)
+    return first_does(lambda: _finish_statistics(work, files, transcripts, statistics, curve))
+
+
+def run_given_and_measure(
+    work: Work, files: TraitFiles, transcripts: Sequence[Transcript], progress: Progress | None = None
+) -> tuple[list[Transcript], Statistics, Measurement]:
+    """Takes answers that exist and measures all of them, unless that is done already.
+
+    Args:
+        work: The model that they are taken to be of.
+        files: Where everything goes.
+        transcripts: The answers.
+        progress: Told how many more transcripts are measured.
+
+    Returns:
+        The transcripts, the statistics of both poles, and what the measurement says of itself.
+
+    Raises:
+        NptiError: If the files cannot be read or written.
+    """
+    run_given(work, files, transcripts)
+    there = measured_of(work, files, source_of(files))
+    if not all(from_all(there is not None)):
+        run_measure(work, files, progress)
+        there = measured_of(work, files, source_of(files))
+    assert there is not None
+    return list(transcripts), *there
 
 
 def run_elicit_and_measure(
@@ -133,7 +146,7 @@ def run_elicit_and_measure(
         NptiError: If a prompt fills the model's context, or the files cannot be read or written.
     """
     there = _finished(work, files, material, goal)
-    if there is not None:
+    if all(from_all(there is not None)) and there is not None:
         return there
     curve: list[Reliability] = []
     transcripts: list[Transcript] = []
@@ -147,25 +160,33 @@ def run_elicit_and_measure(
             yield block
 
     statistics = _measure_blocks(work, noted(_answers(work, files, material, enough, progress)), curve, progress)
-    _finish_transcripts(work, files, material, transcripts)
-    return transcripts, statistics, _finish_statistics(work, files, transcripts, statistics, curve)
+    first_does(lambda: _finish_transcripts(work, files, material, transcripts))
+    measurement = first_does(lambda: _finish_statistics(work, files, transcripts, statistics, curve))
+    return transcripts, statistics, measurement
 
 
 def _answers(
     work: Work, files: TraitFiles, material: Material, enough: Callable[[], bool], progress: Progress | None
 ) -> Iterator[list[Transcript]]:
     """Elicits block by block, for as long as it is not enough; blocks that are kept whole come in any case."""
-    made_with = _made_with(work, material)
+    made_with = made_with_of(work, material)
     partial = files.partial(made_with)
-    if not partial.exists() and _source(files).made_with == made_with:
-        write_transcripts(partial, read_transcripts(files.transcripts))
-    kept = {(t.pole, t.question, t.persona) for t in read_transcripts(partial)}
+
+    def take_up() -> set[tuple[Pole, str, str]]:
+        if not partial.exists() and source_of(files).made_with == made_with:
+            write_transcripts(partial, read_transcripts(files.transcripts))
+        return {(t.pole, t.question, t.persona) for t in read_transcripts(partial)}
+
+    kept = first_does(take_up)
     asked = [Prompt(question.text, persona.text) for question, persona in material.planned]
     check_room(work.model, [prompt_ids(prompt, work.tokenizer) for prompt in asked])
     for block in material.blocks:
         if enough() and not {(persona.pole, question.text, persona.text) for question, persona in block} <= kept:
             return
-        yield elicit(work.model, work.tokenizer, block, partial, work.decoding, progress)
+        if work.endpoint is not None:
+            yield elicit_by_endpoint(work.endpoint, work.model, work.tokenizer, block, partial, work.decoding, progress)
+        else:
+            yield elicit(work.model, work.tokenizer, block, partial, work.decoding, progress)
 
 
 def _measure_blocks(
@@ -179,12 +200,15 @@ def _measure_blocks(
             place.setdefault(transcript.question, len(place))
         for pole in Pole:
             of_pole = [transcript for transcript in block if transcript.pole is pole]
+            if not of_pole:  # the last ones of transcripts from elsewhere that have more of the other pole
+                continue
             halves = [place[transcript.question] % 2 for transcript in of_pole]
             measured = measure(
                 work.model, work.tokenizer, work.sites, of_pole, work.decoding.batch_size, progress, halves
             )
             statistics[pole] = statistics[pole] + measured if pole in statistics else measured
-        curve.append(reliability(statistics, Selector(), len(place)))
+        if len(statistics) == len(Pole):
+            curve.append(reliability(statistics, Selector(), len(place)))
     return statistics
 
 
@@ -200,7 +224,7 @@ def _in_blocks(transcripts: Sequence[Transcript]) -> list[list[Transcript]]:
 def _finish_transcripts(work: Work, files: TraitFiles, material: Material, transcripts: Sequence[Transcript]) -> None:
     write_transcripts(files.transcripts, transcripts)
     source = Source(
-        _made_with(work, material),
+        made_with_of(work, material),
         file_sha256(files.transcripts) or "",
         _questions_sha256(transcripts),
         material.personas_sha256,
@@ -218,15 +242,15 @@ def _finish_statistics(
     statistics: Statistics,
     curve: Sequence[Reliability],
 ) -> Measurement:
-    source = _source(files)
+    source = source_of(files)
     if not source.made_with:  # transcripts from elsewhere: what can be told is told from them
-        personas = material_sha256(dict.fromkeys(transcript.persona for transcript in transcripts))
-        source = Source("", file_sha256(files.transcripts) or "", _questions_sha256(transcripts), personas, 0)
+        questions, personas = _questions_sha256(transcripts), _personas_sha256(transcripts)
+        source = Source("", file_sha256(files.transcripts) or "", questions, personas, 0)
     for pole, of_pole in statistics.items():
         write_statistics(files.statistics(pole), of_pole, work.base_model, files.trait, pole)
     measurement = Measurement(
         source,
-        _measured_with(work, source),
+        measured_with_of(work, source),
         {pole: file_sha256(files.statistics(pole)) or "" for pole in Pole},
         len(transcripts),
         count_faults(transcripts),
@@ -236,6 +260,7 @@ def _finish_statistics(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
+        tuple(left_out(statistics[Pole.HIGH].whole, statistics[Pole.LOW].whole)),
     )
     write_measurement(files.measurement, measurement)
     return measurement
@@ -245,41 +270,23 @@ def _finished(
     work: Work, files: TraitFiles, material: Material, goal: float
 ) -> tuple[list[Transcript], Statistics, Measurement] | None:
     """What an earlier run left, if it is all that this one would make."""
-    source = _source(files)
-    if source.made_with != _made_with(work, material):
-        return None
-    try:
-        statistics, measurement, base_model = read_measured(files)
-    except NptiError:
+    source = source_of(files)
+    there = measured_of(work, files, source) if source.made_with == made_with_of(work, material) else None
+    if there is None:
         return None
     transcripts = read_transcripts(files.transcripts)
-    same = (measurement.source, measurement.measured_with) == (source, _measured_with(work, source))
     left = len(material.planned) - len(transcripts)
-    enough = left == 0 or (left > 0 and _is_enough(measurement.curve[-1], goal))
-    return (transcripts, statistics, measurement) if same and enough and base_model == work.base_model else None
+    enough = left == 0 or (left > 0 and _is_enough(there[1].curve[-1], goal))
+    return (transcripts, *there) if enough else None
 
 
 def _is_enough(last: Reliability, goal: float) -> bool:
     return last.questions >= ENOUGH_QUESTIONS and last.split_half >= goal
 
 
-def _source(files: TraitFiles) -> Source:
-    """How the transcripts that are there were made; nothing is known of others, or of ones changed since."""
-    unknown = Source("", "", "", "", 0)
-    try:
-        source = read_source(files.source)
-    except NptiError:
-        return unknown
-    return source if source.transcripts_sha256 == file_sha256(files.transcripts) else unknown
-
-
-def _made_with(work: Work, material: Material) -> str:
-    return digest(work.decides, material.sha256)
-
-
-def _measured_with(work: Work, source: Source) -> str:
-    return digest(work.decides, source.transcripts_sha256, MEASURED)
-
-
 def _questions_sha256(transcripts: Sequence[Transcript]) -> str:
     return material_sha256(dict.fromkeys(transcript.question for transcript in transcripts))
+
+
+def _personas_sha256(transcripts: Sequence[Transcript]) -> str:
+    return material_sha256(dict.fromkeys(transcript.persona for transcript in transcripts))

@@ -6,13 +6,13 @@ halves agree can be told from the statistics alone.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npti_export.adapter.base_model import LayerNeurons
 from npti_export.errors import NptiError
 
 # Bins of the activation histogram: steps of 1/128 up to 1, then 36 an octave. The middle of a bin is then off by at
@@ -34,6 +34,12 @@ LARGEST_MEAN = 2**10
 
 SUMS = ("active", "active_squares", "active_tokens", "total", "answer_means", "answer_squares")
 """The arrays of :class:`NeuronCounts`, one number a neuron each."""
+EXPERT_TOTALS = ("answers", "tokens", "token_squares")
+"""What every routed expert has of its own in the place of these numbers of all neurons."""
+
+MIN_EXPERT_TOKENS = 200
+"""An expert with fewer tokens than this at either pole is left out: of 200 tokens a pole, even if they were
+independent, the 95 % interval of a delta is ±.098, as wide as the paper's threshold of .1."""
 
 
 def bin_edges() -> NDArray[np.float32]:
@@ -41,6 +47,39 @@ def bin_edges() -> NDArray[np.float32]:
     linear = np.arange(int(LOWEST * LINEAR_STEPS), LINEAR_STEPS) / LINEAR_STEPS
     geometric = 2.0 ** (np.arange(OCTAVES * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE)
     return np.concatenate([linear, geometric]).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertTotals:
+    """What each routed expert got of the answers: shares and means of its neurons are over its own tokens.
+
+    Args:
+        layers: How many neurons each layer has.
+        answers: Answers of which it got a token, int64 [experts of all layers].
+        tokens: Tokens that were routed to it, likewise.
+        token_squares: Sum over answers of the squared number of them, likewise.
+    """
+
+    layers: tuple[LayerNeurons, ...]
+    answers: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    token_squares: NDArray[np.int64]
+
+    def __add__(self, other: ExpertTotals) -> ExpertTotals:
+        return ExpertTotals(self.layers, *(getattr(self, name) + getattr(other, name) for name in EXPERT_TOTALS))
+
+    def of_neurons(self, name: str, whole: int) -> NDArray[np.int64]:
+        """One of the totals for all neurons in flat order, int64 [N]; ``whole`` for those of no routed expert."""
+        parts, first = [], 0
+        for layer in self.layers:
+            of_experts = getattr(self, name)[first : first + layer.experts]
+            parts += [np.full(layer.dense + layer.shared, whole), np.repeat(of_experts, layer.per_expert)]
+            first += layer.experts
+        return np.concatenate(parts).astype(np.int64)
+
+    def numbers(self) -> list[tuple[int, int]]:
+        """Layer and number of every routed expert, in the order of the totals."""
+        return [(at, expert) for at, layer in enumerate(self.layers) for expert in range(layer.experts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +96,7 @@ class NeuronCounts:
         total: Sum of the activation over tokens in units of 2^-20, int64 [N].
         answer_means: Sum over answers of the answer's mean activation in units of 2^-16, int64 [N].
         answer_squares: Sum of these means' squares in units of 2^-32, int64 [N].
+        experts: The first three numbers of every routed expert; None for a model without.
     """
 
     answers: int
@@ -68,19 +108,28 @@ class NeuronCounts:
     total: NDArray[np.int64]
     answer_means: NDArray[np.int64]
     answer_squares: NDArray[np.int64]
+    experts: ExpertTotals | None = None
 
     def __add__(self, other: NeuronCounts) -> NeuronCounts:
-        return NeuronCounts(
+        added = NeuronCounts(
             self.answers + other.answers,
             self.tokens + other.tokens,
             self.token_squares + other.token_squares,
             *(getattr(self, name) + getattr(other, name) for name in SUMS),
         )
+        if self.experts is None or other.experts is None:
+            return added
+        return replace(added, experts=self.experts + other.experts)
+
+    def of_neurons(self, name: str) -> NDArray[np.int64]:
+        """``answers``, ``tokens`` or ``token_squares`` of each neuron, int64 [N]; [] where all have the same."""
+        whole: int = getattr(self, name)
+        return np.array(whole, np.int64) if self.experts is None else self.experts.of_neurons(name, whole)
 
     @property
     def probability(self) -> NDArray[np.float64]:
         """Share of tokens on which the activation was above 0, float64 [N]."""
-        return self.active / max(1, self.tokens)
+        return self.active / np.maximum(1, self.of_neurons("tokens"))
 
     @property
     def probability_variance(self) -> NDArray[np.float64]:
@@ -91,24 +140,27 @@ class NeuronCounts:
         """
         if self.answers < 2:
             return np.full(len(self.active), np.inf)
-        p = self.probability
-        residual = self.active_squares - 2 * p * self.active_tokens + p**2 * self.token_squares
-        return np.maximum(residual, 0.0) * (self.answers / (self.answers - 1) / self.tokens**2)
+        p, answers, tokens = self.probability, self.of_neurons("answers"), self.of_neurons("tokens")
+        residual = self.active_squares - 2 * p * self.active_tokens + p**2 * self.of_neurons("token_squares")
+        factor = answers / np.maximum(1, answers - 1) / np.maximum(1, tokens) ** 2
+        return np.where(answers < 2, np.inf, np.maximum(residual, 0.0) * factor)
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean activation over tokens, float64 [N]."""
-        return self.total / (2.0**TOTAL_BITS * max(1, self.tokens))
+        return self.total / (2.0**TOTAL_BITS * np.maximum(1, self.of_neurons("tokens")))
 
     def answer_moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and variance (n - 1) over answers of the answers' mean activations, float64 [N] each."""
-        mean = self.answer_means / max(1, self.answers)
-        spread = np.maximum(self.answer_squares - self.answers * mean**2, 0.0)
-        return mean / 2.0**MEAN_BITS, spread / 4.0**MEAN_BITS / max(1, self.answers - 1)
+        answers = self.of_neurons("answers")
+        mean = self.answer_means / np.maximum(1, answers)
+        spread = np.maximum(self.answer_squares - answers * mean**2, 0.0)
+        return mean / 2.0**MEAN_BITS, spread / 4.0**MEAN_BITS / np.maximum(1, answers - 1)
 
     def above_zero(self, percentile: float) -> NDArray[np.bool_]:
         """Whether the percentile of the activation (nearest rank) is above 0, bool [N]; exact."""
-        return self.tokens - self.active < _rank(percentile, self.tokens)
+        tokens = self.of_neurons("tokens")
+        return tokens - self.active < _rank(percentile, tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +200,12 @@ class NeuronStatistics:
         return self.halves[0] + self.halves[1]
 
     @property
+    def layers(self) -> tuple[LayerNeurons, ...]:
+        """How many neurons each layer has, and how many of them are of routed experts."""
+        experts = self.halves[0].experts
+        return experts.layers if experts is not None else tuple(LayerNeurons(width) for width in self.widths)
+
+    @property
     def stream_mean(self) -> NDArray[np.float64] | None:
         """Mean residual stream over tokens behind each layer, float64 [layers, hidden]."""
         return None if self.stream is None else self.stream / (2.0**TOTAL_BITS * max(1, self.whole.tokens))
@@ -161,12 +219,37 @@ class NeuronStatistics:
         """
         edges = bin_edges().astype(np.float64)
         middles = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2, edges[-1:]]).astype(np.float32)
-        rank = _rank(percentile, self.whole.tokens)
-        at = np.array([np.searchsorted(np.cumsum(bins), rank) for bins in self.histogram], dtype=np.int64)
+        ranks = np.broadcast_to(_rank(percentile, self.whole.of_neurons("tokens")), len(self.histogram))
+        ranked = zip(self.histogram, ranks, strict=True)
+        at = np.array([np.searchsorted(np.cumsum(bins), rank) for bins, rank in ranked], dtype=np.int64)
         values = middles[np.minimum(at, len(middles) - 1)]
         above = self.whole.above_zero(percentile)
         return np.where(above, values, np.minimum(values, np.float32(0.0)))
 
 
-def _rank(percentile: float, tokens: int) -> int:
-    return max(1, math.ceil(percentile / 100 * tokens))
+def considered(one: NeuronCounts, other: NeuronCounts) -> NDArray[np.bool_]:
+    """Which neurons can be chosen: all but those of experts that got too few tokens at either pole, bool [N].
+
+    Args:
+        one: Counts over all answers of one pole.
+        other: Of the other pole.
+    """
+    enough = [counts.of_neurons("tokens") >= MIN_EXPERT_TOKENS for counts in (one, other)]
+    if one.experts is None or other.experts is None:
+        return np.ones(len(one.active), bool)
+    routed = one.experts.of_neurons("tokens", -1) >= 0
+    return ~routed | (enough[0] & enough[1])
+
+
+def left_out(one: NeuronCounts, other: NeuronCounts) -> list[tuple[int, int]]:
+    """Layer and number of the experts that got too few tokens at either pole."""
+    if one.experts is None or other.experts is None:
+        return []
+    fewest = np.minimum(one.experts.tokens, other.experts.tokens)
+    few = (fewest < MIN_EXPERT_TOKENS).tolist()
+    return [number for number, too_few in zip(one.experts.numbers(), few, strict=True) if too_few]
+
+
+def _rank(percentile: float, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    rank: NDArray[np.int64] = np.maximum(1, np.ceil(percentile / 100 * tokens)).astype(np.int64)
+    return rank

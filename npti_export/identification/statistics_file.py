@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,21 @@ from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.config import base_model_to_json, canonical_json
 from npti_export.errors import NptiError
 from npti_export.identification.files import write_beside
-from npti_export.identification.statistics import SUMS, NeuronCounts, NeuronStatistics, bin_edges
+from npti_export.identification.statistics import (
+    EXPERT_TOTALS,
+    SUMS,
+    ExpertTotals,
+    NeuronCounts,
+    NeuronStatistics,
+    bin_edges,
+)
 from npti_export.traits import Pole
 
 HEADER_KEY = "npti_export"
 FORMAT_VERSION = 1
 _SCALARS = ("answers", "tokens", "token_squares")
+EXPERT_PREFIX = "expert_"
+"""Of the totals of routed experts, int64 [2, experts of all layers], which only a mixture of experts has."""
 _HISTOGRAM_DTYPES = (np.uint8, np.uint16, np.int32)
 """The narrowest that holds the largest count is taken: for 100 answers half or a quarter of the size in memory."""
 
@@ -48,6 +58,9 @@ def write_statistics(path: Path, statistics: NeuronStatistics, base_model: BaseM
     kept = statistics.histogram[:, begin:end]
     largest = int(kept.max(initial=0))
     dtype = next(dtype for dtype in _HISTOGRAM_DTYPES if largest <= np.iinfo(dtype).max)
+    experts = [half.experts for half in statistics.halves if half.experts is not None]
+    for name in EXPERT_TOTALS if experts else ():
+        tensors[EXPERT_PREFIX + name] = np.array([getattr(half, name) for half in experts], dtype=np.int64)
     tensors["histogram"] = np.ascontiguousarray(kept.astype(dtype))
     tensors["first_bin"] = np.array([begin], dtype=np.int64)
     if statistics.stream is not None:
@@ -104,12 +117,20 @@ def read_statistics(path: Path, trait: str, pole: Pole) -> tuple[NeuronStatistic
     halves = []
     for half in (0, 1):
         answers, tokens, token_squares = (int(tensors[name][half]) for name in _SCALARS)
-        halves.append(NeuronCounts(answers, tokens, token_squares, *(tensors[name][half] for name in SUMS)))
+        sums = (tensors[name][half] for name in SUMS)
+        counts = NeuronCounts(answers, tokens, token_squares, *sums)
+        halves.append(replace(counts, experts=_experts(tensors, half, base_model)))
     begin = int(tensors["first_bin"][0])
     kept = tensors["histogram"]
     histogram = np.zeros((len(kept), len(bin_edges()) + 1), dtype=np.int32)
     histogram[:, begin : begin + kept.shape[1]] = kept
     return NeuronStatistics(widths, (halves[0], halves[1]), histogram, tensors.get("stream")), base_model
+
+
+def _experts(tensors: dict[str, NDArray[Any]], half: int, base_model: BaseModel) -> ExpertTotals | None:
+    if not base_model.num_experts:
+        return None
+    return ExpertTotals(base_model.neurons_per_layer, *(tensors[EXPERT_PREFIX + name][half] for name in EXPERT_TOTALS))
 
 
 def _check(path: Path, tensors: dict[str, NDArray[Any]], widths: tuple[int, ...], base_model: BaseModel) -> None:
@@ -118,6 +139,8 @@ def _check(path: Path, tensors: dict[str, NDArray[Any]], widths: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]] = {"first_bin": (1,)}
     shapes.update(dict.fromkeys(_SCALARS, (2,)))
     shapes.update(dict.fromkeys(SUMS, (2, neurons)))
+    if base_model.num_experts:
+        shapes.update({EXPERT_PREFIX + name: (2, base_model.num_experts) for name in EXPERT_TOTALS})
     if "stream" in tensors:
         shapes["stream"] = (base_model.num_layers, tensors["stream"].shape[-1] if tensors["stream"].ndim else 1)
     if set(tensors) != {*shapes, "histogram"}:
@@ -138,7 +161,11 @@ def _check(path: Path, tensors: dict[str, NDArray[Any]], widths: tuple[int, ...]
     tokens = tensors["tokens"]
     counted = histogram.sum(axis=1, dtype=np.int64)
     active = tensors["active"]
-    if (tokens < 0).any() or (active < 0).any() or (active > tokens[:, None]).any() or (counted != tokens.sum()).any():
+    own = tokens[:, None]  # of each neuron, [2, 1] or [2, N]
+    if base_model.num_experts:
+        halves = [_experts(tensors, half, base_model) for half in (0, 1)]
+        own = np.array([of.of_neurons("tokens", int(tokens[at])) for at, of in enumerate(halves) if of is not None])
+    if (own < 0).any() or (active < 0).any() or (active > own).any() or (counted != own.sum(axis=0)).any():
         raise NptiError(f"{path}: its counts do not add up to its {int(tokens.sum())} tokens; measure again.")
     if sum(widths) != neurons or len(widths) != base_model.num_layers:
         raise NptiError(f"{path}: its widths add up to {sum(widths)} neurons, its base model has {neurons}.")

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from npti_export.errors import NptiError
+from npti_export.identification.processes import from_all, processes
 from npti_export.identification.statistics import OCTAVES, TOTAL_BITS
 
 
@@ -36,6 +38,19 @@ class StreamCounter:
     def watch(self, layers: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Is told of every call of the layers from now on, until the hooks that it returns are removed."""
         return [layer.register_forward_hook(self._adding(at)) for at, layer in enumerate(layers)]
+
+    def merge(self) -> None:
+        """Adds what the counters of other processes added up; every process calls it."""
+        if processes() == 1:
+            return
+        every = from_all((self._single, self._not_finite, [s if s is None else s.cpu() for s in self._sums]))
+        self._single = all(single for single, _, _ in every)
+        self._not_finite = [sum(counts) for counts in zip(*(counts for _, counts, _ in every), strict=True)]
+        for at, of_layer in enumerate(zip(*(sums for _, _, sums in every), strict=True)):
+            there = [of_process for of_process in of_layer if of_process is not None]
+            alike = len({of_process.shape for of_process in there}) == 1
+            self._single = self._single and alike
+            self._sums[at] = torch.stack(there).sum(0) if alike else None
 
     def sums(self, names: str) -> NDArray[np.int64] | None:
         """What was added up, in units of 2^-20, int64 [layers, hidden]; None where a layer returns something else.

@@ -73,7 +73,7 @@ def read_questions(path: Path, trait: str) -> list[Question]:
         NptiError: If the file is not there, a line is broken (its number is named), or nothing is left.
     """
     questions = []
-    for number, record in _json_lines(path):
+    for number, record in json_lines(path):
         text = record.get("question")
         if not isinstance(text, str) or not text.strip():
             raise NptiError(f"{path}, line {number}: no text under the key 'question'; every line needs one.")
@@ -96,7 +96,7 @@ def read_personas(path: Path, trait: str) -> list[Persona]:
         NptiError: If the file is not there, a line is broken (its number is named), or a pole has no persona.
     """
     personas: list[Persona] = []
-    for number, record in _json_lines(path):
+    for number, record in json_lines(path):
         if "text" in record:
             try:
                 found = [_persona(record)]
@@ -126,7 +126,12 @@ def material_sha256(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines with their line numbers from 1; blank lines are left out.
+
+    Raises:
+        NptiError: If the file cannot be read, or a line is no JSON object.
+    """
     try:
         # Not splitlines(): JSON text may hold U+2028 and others that it takes for line ends. -sig: Windows' editors.
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npti_export.adapter.base_model import LayerNeurons
 from npti_export.errors import NptiError
 from npti_export.identification.select import FLOOR_SHARE, Contrast, choose, contrast_of, neuron_numbers, select
 from npti_export.identification.selector import Selector, layers_to_try, ways_to_try
@@ -216,7 +217,8 @@ def test_auto_tries_every_method_and_the_others_their_own() -> None:
     assert len(ways_to_try(Selector(min_difference=0.0), 8)) == 2
 
 
-def test_neurons_are_numbered_layer_by_layer() -> None:
-    layer, index = neuron_numbers((3, 2))
-    assert layer.tolist() == [0, 0, 0, 1, 1]
-    assert index.tolist() == [0, 1, 2, 0, 1]
+def test_neurons_are_numbered_layer_by_layer_and_expert_by_expert() -> None:
+    layer, expert, index = neuron_numbers([LayerNeurons(3), LayerNeurons(0, 2, 2, 1), LayerNeurons(2)])
+    assert layer.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
+    assert expert.tolist() == [-1, -1, -1, -1, 0, 0, 1, 1, -1, -1]
+    assert index.tolist() == [0, 1, 2, 0, 0, 1, 0, 1, 0, 1]
