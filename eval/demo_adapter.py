@@ -8,21 +8,27 @@ adapter's config and card.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.cli import loading
-from npti_export.cli.eval import print_reports
+from npti_export.cli.eval import print_evaluation
+from npti_export.evaluation.answering import Asker
+from npti_export.evaluation.card_scores import with_scores
 from npti_export.evaluation.local_judge import LocalJudge
-from npti_export.evaluation.protocol import ADAPTER, CONDITIONS, PLACEBO, PROMPT, Report, evaluate
-from npti_export.evaluation.report import to_markdown
+from npti_export.evaluation.methods import ADAPTER, PERSONA, PLACEBO, UNSTEERED, Rivals, methods_of
+from npti_export.evaluation.protocol import EVALUATION_DECODING
+from npti_export.evaluation.recalibration import MAX_RATIO, QUESTIONS, own_questions, recalibrate, write_calibration
+from npti_export.evaluation.results import Evaluation
+from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
+from npti_export.evaluation.table import columns, judge_lines, markdown, table_rows
+from npti_export.evaluation.trial import DoseBudget
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.selector import AUTO, Selector
 from npti_export.pipeline import identify, transcripts_file
-from npti_export.traits import TRAITS, PersonalitySpec, Pole, Term
+from npti_export.traits import TRAITS, Pole, Term, trait_named
 from npti_export.traits.material import shipped_personas, shipped_questions
 
 FOLDER = Path("adapters/npti-demo")
@@ -32,12 +38,14 @@ BEGIN, END = "<!-- effect:begin -->\n", "<!-- effect:end -->"
 HEADER = """# The ten poles of npti-demo, measured
 
 Made by `python eval/demo_adapter.py`: identification with the shipped questions and personas (100 questions a pole),
-method and dose of each pole on 30 questions held back (`--method auto`), and the 92 test questions of each trait, which
-neither saw. Effect: score minus that of the unsteered model, in the pole's direction. The placebo moves as many random
-neurons of the same layers by the same shifts, and adds as long a random vector behind the same layers. Decoding is
-greedy with repetition penalty 1.15.
+the method of each pole on 30 questions held back (`--method auto`), its dose on 60 that identification did not ask
+(as `npti-export calibrate` finds it), and the 92 test questions of each trait, which none of these saw. Effect: score
+minus that of the unsteered model, in the pole's direction. The placebo moves as many random neurons of the same layers
+by the same shifts, and adds as long a random vector behind the same layers. Decoding is greedy with repetition penalty
+1.15. All methods side by side, with fewer questions: [demo/report.md](demo/report.md).
 
 """
+SHOWN = (UNSTEERED, ADAPTER, PLACEBO, PERSONA)
 
 
 @click.command()
@@ -56,37 +64,51 @@ def main(traits: tuple[str, ...]) -> None:
         stage=loading.stage,
         warn=loading.notice,
     )
-    adapter = found.adapter
-    reports: list[Report] = []
-    for name in names:
-        judge = LocalJudge.train(read_transcripts(transcripts_file(FOLDER, name)))
-        questions = shipped_questions(name, "test")
-        record = adapter.traits[name]
-        for pole in Pole:
-            with loading.stage(f"{name}{pole.sign}: answers", len(CONDITIONS) * len(questions)) as progress:
-                report = evaluate(
-                    model,
-                    tokenizer,
-                    adapter,
-                    Term(name, pole),
-                    questions,
-                    shipped_personas(name),
-                    judge,
-                    progress=progress,
-                )
-            reports.append(report)
-            scored = replace(record.poles[pole], scores={"local": report.scores()})
-            record = replace(record, poles={**record.poles, pole: scored})
-        adapter = adapter.with_trait(record)
-        adapter.save_pretrained(FOLDER)
-    print_reports(reports)
+    judges = {name: LocalJudge.train(read_transcripts(transcripts_file(FOLDER, name))) for name in names}
+    dosed = recalibrate(
+        model,
+        tokenizer,
+        found.adapter,
+        {name: [[found.adapter.traits[name]]] for name in names},
+        (),
+        {name: own_questions_of(name) for name in names},
+        {name: [judges[name]] for name in names},
+        EVALUATION_DECODING,
+        DoseBudget(MAX_RATIO),
+        loading.stage,
+    )
+    for warning in dosed.warnings:
+        loading.notice(f"Note: {warning}")
+    adapter = dosed.adapter
+    adapter.save_pretrained(FOLDER)
+    write_calibration(FOLDER, dosed)
+
+    exam = Exam({name: shipped_questions(name, "test") for name in names}, {name: [judges[name]] for name in names})
+    subjects = []
+    for term in (Term(name, pole) for name in names for pole in Pole):
+        methods = methods_of(term, trait_named(term.trait), adapter, shipped_personas(term.trait), Rivals(), exam.seed)
+        subjects.append(Subject(term, tuple(method for method in methods if method.name in SHOWN)))
+    with loading.stage("answers", count_answers(subjects, exam)) as progress:
+        asker = Asker(model, tokenizer, EVALUATION_DECODING, progress=progress)
+        evaluation = evaluate(asker, subjects, exam, FOLDER.name, "python eval/demo_adapter.py")
+    adapter = with_scores(adapter, evaluation)
+    adapter.save_pretrained(FOLDER)
+    print_evaluation(evaluation)
     if not traits:
+        reasons = {name: {pole: swept.reason for pole, swept in dosed.swept[name].items()} for name in names}
+        lines = [*markdown(columns(evaluation), table_rows(evaluation)), "", *judge_lines(evaluation)]
         RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(HEADER + to_markdown(reports) + chosen_ways(found.reasons), encoding="utf-8")
+        RESULT.write_text(HEADER + "\n".join(lines) + "\n" + chosen_ways(reasons), encoding="utf-8")
         readme = README.read_text(encoding="utf-8")
         before, _, rest = readme.partition(BEGIN)
-        table = readme_table(reports, adapter)
+        table = readme_table(evaluation, adapter)
         README.write_text(before + BEGIN + table + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def own_questions_of(name: str) -> list[str]:
+    """Questions for the dose, which identification did not ask."""
+    transcripts = read_transcripts(transcripts_file(FOLDER, name))
+    return own_questions(shipped_questions(name, "identification"), transcripts, name, QUESTIONS, seed=0)
 
 
 def chosen_ways(reasons: dict[str, dict[Pole, str]]) -> str:
@@ -96,26 +118,28 @@ def chosen_ways(reasons: dict[str, dict[Pole, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme_table(reports: list[Report], adapter: PersonalityAdapter) -> str:
+def readme_table(evaluation: Evaluation, adapter: PersonalityAdapter) -> str:
     """The effect of every pole beside its controls, as it stands in the README."""
     lines = [
         "",
         "On the bundled npti-demo, 92 questions a trait that identification never saw. Effect: the local judge's score",
         "(0 to 1) minus that of the unsteered model, in the pole's direction, with its 95 % interval over questions.",
         "Placebo: as many random neurons, moved as far, and as long a random vector. Cost: perplexity ratio under the",
-        "unsteered model. Method and dose were found on other questions (`--method auto`). Made by",
+        "unsteered model. Method and dose were found on other questions (`--method auto`, `calibrate`). Made by",
         "`python eval/demo_adapter.py`; more in [eval/results](eval/results/demo_adapter.md).",
         "",
         "| personality | effect | placebo | persona in the prompt | perplexity ratio | method |",
         "|---|---|---|---|---|---|",
     ]
-    for report in reports:
-        [term] = PersonalitySpec.parse(report.personality).terms
-        method = adapter.traits[term.trait].poles[term.pole].method.name
-        steered, placebo, prompt = (report.results[name] for name in (ADAPTER, PLACEBO, PROMPT))
+    for result in evaluation.personalities:
+        method = adapter.traits[result.trait].poles[result.pole].method.name
+        steered, placebo, prompt = (found for name in (ADAPTER, PLACEBO, PERSONA) if (found := result.method(name)))
+        effects = [
+            rating.effect for found in (steered, placebo, prompt) if (rating := found.rating()) and rating.effect
+        ]
         lines.append(
-            f"| `{report.personality}` | {steered.effect} | {placebo.effect.mean:+.2f} | {prompt.effect.mean:+.2f} "
-            f"| {steered.fluency.mean:.2f} | {method} |"
+            f"| `{result.personality}` | {effects[0]} | {effects[1].mean:+.2f} | {effects[2].mean:+.2f} "
+            f"| {steered.fluency.ratio.mean:.2f} | {method} |"
         )
     return "\n".join(lines) + "\n\n"
 

@@ -40,15 +40,18 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
     began = time.monotonic()
     model, tokenizer = loading.load_model(None, "cpu", "float32", quiet)
 
-    from npti_export.cli.eval import print_reports
+    from npti_export.cli.eval import print_evaluation
     from npti_export.cli.generate import side_by_side
+    from npti_export.evaluation.answering import Asker
     from npti_export.evaluation.local_judge import LocalJudge
-    from npti_export.evaluation.protocol import CONDITIONS, EVALUATION_DECODING, evaluate
+    from npti_export.evaluation.methods import Rivals, methods_of
+    from npti_export.evaluation.protocol import EVALUATION_DECODING
+    from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
     from npti_export.identification.answers import Prompt, generate_answers
     from npti_export.identification.elicit import read_transcripts
     from npti_export.pipeline import identify, transcripts_file
     from npti_export.steering.personality import load_personality
-    from npti_export.traits import PersonalitySpec, Pole, Term
+    from npti_export.traits import PersonalitySpec, Pole, Term, trait_named
     from npti_export.traits.material import shipped_personas, shipped_questions
 
     stage = partial(loading.stage, quiet=quiet)
@@ -80,25 +83,17 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
             answers[spec] = generate_answers(model, tokenizer, [Prompt(question)], EVALUATION_DECODING)[0].text
 
     click.echo(f"3. Score both ends on {TEST_QUESTIONS} questions that identification never saw, beside the controls.")
-    judge = LocalJudge.train(read_transcripts(transcripts_file(folder, trait)))
-    questions = shipped_questions(trait, "test")[:TEST_QUESTIONS]
-    reports = []
-    for pole in Pole:
-        with stage(f"{trait}{pole.sign}: answers", len(CONDITIONS) * len(questions)) as progress:
-            reports.append(
-                evaluate(
-                    model,
-                    tokenizer,
-                    found.adapter,
-                    Term(trait, pole),
-                    questions,
-                    shipped_personas(trait),
-                    judge,
-                    seed=seed,
-                    progress=progress,
-                )
-            )
-    print_reports(reports)
+    transcripts = read_transcripts(transcripts_file(folder, trait))
+    exam = Exam(
+        {trait: shipped_questions(trait, "test")[:TEST_QUESTIONS]}, {trait: [LocalJudge.train(transcripts)]}, seed=seed
+    )
+    subjects = [
+        Subject(term, methods_of(term, trait_named(trait), found.adapter, shipped_personas(trait), Rivals(), seed))
+        for term in (Term(trait, pole) for pole in Pole)
+    ]
+    with stage("answers", count_answers(subjects, exam)) as progress:
+        asker = Asker(model, tokenizer, EVALUATION_DECODING, progress=progress)
+        print_evaluation(evaluate(asker, subjects, exam, "npti-demo"))
     click.echo(f"\n{question}")
     side_by_side(answers)
     after = generate_answers(model, tokenizer, [Prompt(question)], EVALUATION_DECODING)[0].text

@@ -1,43 +1,56 @@
-"""``npti-export eval``: a personality beside the unsteered model, the placebo and the prompt-only baseline."""
+"""``npti-export eval``: personalities beside the unsteered model, the placebo, prompts and whatever else is named."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from npti_export.cli import loading, options
+from npti_export.cli import further, judging, loading, material, options
 from npti_export.errors import NptiError
 
 if TYPE_CHECKING:
-    from npti_export.evaluation.protocol import Judge, Report
+    from npti_export.evaluation.results import Evaluation, PersonalityResult
 
 
 @click.command("eval", epilog="Example: npti-export eval --personality openness+ --judge openai:gpt-4o-2024-08-06")
-@click.option("--personality", required=True, help="Such as openness+; several terms are evaluated one by one.")
 @click.option(
-    "--judge",
-    "judge_name",
-    default="local",
-    show_default=True,
-    help="local, or openai:MODEL such as openai:gpt-4o-2024-08-06 (key from OPENAI_API_KEY).",
+    "--personality", help="Such as openness+; several terms are evaluated one by one; all poles unless given."
 )
-@click.option("--judge-url", help="Base URL of any OpenAI-compatible server. [env: OPENAI_BASE_URL]")
+@judging.judge
+@judging.judge_url
+@judging.max_cost
 @options.model
 @options.adapter
+@click.option("--against", help="Another adapter of the same model, a folder or Hub repository, to compare with.")
+@click.option(
+    "--lora", type=click.Path(path_type=Path), help="A PEFT folder made for the personality, to compare with."
+)
+@click.option(
+    "--residual", is_flag=True, help="Compare with the residual difference alone; needs the statistics of identify."
+)
+@click.option(
+    "--dose", "doses", multiple=True, type=click.FloatRange(0, min_open=True), help="Multiple of the dose to try too."
+)
+@click.option(
+    "--bleed-questions", type=click.IntRange(0), default=0, show_default=True, help="Asked of each other trait too."
+)
 @click.option(
     "--transcripts",
     type=click.Path(path_type=Path),
     help="Transcripts that the local judge learns from; those beside the adapter unless given.",
 )
+@material.trait_files
 @options.questions
 @options.personas
-@click.option("--max-questions", type=click.IntRange(2), help="Ask only the first so many test questions.")
+@click.option("--max-questions", type=click.IntRange(2), help="Ask at most so many test questions of a trait.")
+@further.tasks
+@further.inventory
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Keep answers and judgements here, and resume from them."
+    "--output", type=click.Path(path_type=Path), help="Write the report here, keep answers, and resume from them."
 )
 @options.device
 @options.dtype
@@ -46,15 +59,24 @@ if TYPE_CHECKING:
 @options.quiet
 @options.as_json
 def command(
-    personality: str,
-    judge_name: str,
+    personality: str | None,
+    judge_names: tuple[str, ...],
     judge_url: str | None,
+    max_cost: float | None,
     model_name: str | None,
     adapter: str | None,
+    against: str | None,
+    lora: Path | None,
+    residual: bool,
+    doses: tuple[float, ...],
+    bleed_questions: int,
     transcripts: Path | None,
+    trait_files: tuple[Path, ...],
     questions_file: Path | None,
     personas_file: Path | None,
     max_questions: int | None,
+    tasks: str | None,
+    inventory_file: Path | None,
     output: Path | None,
     device: str,
     dtype: str,
@@ -63,124 +85,188 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure whether a personality works, beside its controls.
+    """Measure whether personalities work, beside their controls.
 
-    The test questions go to the unsteered model, the adapter, the placebo (as many random neurons) and the model with a
-    persona in its prompt; a judge scores the answers, and each figure comes with its 95 % interval over questions.
+    The same test questions go to the unsteered model, the adapter, the placebo (as many random neurons), and the model
+    with the trait, with personas or with examples in its prompt, also together with the adapter. Judges score the
+    answers; every figure comes with its 95 % interval over questions, every difference is paired.
     """
     from dataclasses import replace
 
-    from npti_export.traits import PersonalitySpec, trait_named
-    from npti_export.traits.material import read_personas, read_questions, shipped_personas, shipped_questions
+    from npti_export.evaluation.inventory_file import read_inventory
+    from npti_export.traits import PersonalitySpec, Pole, Term
 
     spec = PersonalitySpec.parse(personality)
-    if spec.is_neutral:
+    if personality is not None and spec.is_neutral:
         raise NptiError(f"{personality!r} steers nothing; name a personality such as openness+.")
+    own = material.own_traits(trait_files)
     for term in spec.terms:
-        trait_named(term.trait)
-    check_judge_name(judge_name)
+        material.trait_of(term.trait, own)
+    judging.check_judge_names(judge_names, judge_url)
     if output and output.exists() and not output.is_dir():
         raise NptiError(f"{output} is a file; --output names a folder.")
-    asked = {
-        term.trait: (
-            read_questions(questions_file, term.trait) if questions_file else shipped_questions(term.trait, "test")
-        )
-        for term in spec.terms
-    }
-    personas = {
-        term.trait: (read_personas(personas_file, term.trait) if personas_file else shipped_personas(term.trait))
-        for term in spec.terms
-    }
+    further.check_pictures(output)
+    benchmarks = further.task_names(tasks)
+    inventory = read_inventory(inventory_file) if inventory_file else None
+    if lora is not None and len(spec.terms) != 1:
+        raise NptiError("--lora compares with a fine-tune for one personality; name that one with --personality.")
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
 
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
-    from npti_export.evaluation.protocol import CONDITIONS, EVALUATION_DECODING, evaluate
-    from npti_export.evaluation.report import to_json
+    from npti_export.evaluation.answering import Asker
+    from npti_export.evaluation.cost import Budget, cost_ahead
+    from npti_export.evaluation.methods import Rivals, methods_of
+    from npti_export.evaluation.protocol import EVALUATION_DECODING
+    from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
+    from npti_export.identification.elicit import read_transcripts
+    from npti_export.identification.questions import balanced
+    from npti_export.pipeline import transcripts_file
     from npti_export.steering.sites import base_model_id
 
     folder = adapter or str(find_adapter(base_model_id(model)))
     loaded = PersonalityAdapter.from_pretrained(folder)
-    loaded.personality(spec)
-    reports = []
-    for term in spec.terms:
-        judge = make_judge(judge_name, judge_url, term.trait, Path(folder), transcripts, output)
-        questions = asked[term.trait][:max_questions]
-        with loading.stage(f"{term}: answers", len(CONDITIONS) * len(questions), quiet) as progress:
-            decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
-            reports.append(
-                evaluate(
-                    model, tokenizer, loaded, term, questions, personas[term.trait], judge, decoding, seed, progress
-                )
-            )
-        if output:
-            output.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(to_json(reports[-1]), indent=1, ensure_ascii=False)
-            (output / f"{term.trait}_{term.pole}.json").write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        click.echo(json.dumps([summary(report) for report in reports], indent=2))
-    else:
-        print_reports(reports)
+    terms = loaded.personality(spec).terms or tuple(Term(name, pole) for name in loaded.traits for pole in Pole)
+    other = None if against is None else PersonalityAdapter.from_pretrained(against)
+    names = list(loaded.traits) if bleed_questions else list(dict.fromkeys(term.trait for term in terms))
 
-
-def check_judge_name(name: str) -> None:
-    """Refuses a judge that is not there, before any work is done."""
-    if name != "local" and not (name.startswith("openai:") and name != "openai:"):
-        raise NptiError(f"There is no judge {name!r}; local or openai:MODEL is expected.")
-
-
-def make_judge(
-    name: str, url: str | None, trait: str, adapter: Path, transcripts: Path | None, output: Path | None
-) -> Judge:
-    """The judge of that name for a trait."""
-    from npti_export.evaluation.local_judge import LocalJudge
-    from npti_export.evaluation.openai_judge import OpenAIJudge
-    from npti_export.identification.elicit import read_transcripts
-    from npti_export.pipeline import transcripts_file
-    from npti_export.traits import trait_named
-
-    if name.startswith("openai:"):
-        record = output / "judgements.jsonl" if output else None
-        return OpenAIJudge(trait_named(trait), name.removeprefix("openai:"), url, record)
-    path = transcripts or transcripts_file(adapter, trait)
-    found = [transcript for transcript in read_transcripts(path) if transcript.trait == trait]
-    if not found:
-        raise NptiError(
-            f"The local judge learns from transcripts of identification, and {path} holds none for {trait}; name a "
-            "file with --transcripts, or use --judge openai:MODEL."
+    spending = Budget(max_cost, partial(loading.notice, quiet=quiet))
+    questions, judges, rivals = {}, {}, {}
+    for name in names:
+        trait = material.trait_of(name, own)
+        questions[name] = balanced(material.test_questions_of(name, own, questions_file), seed)[:max_questions]
+        judges[name] = judging.make_judges(
+            judge_names,
+            trait,
+            adapter=Path(folder),
+            model=model,
+            tokenizer=tokenizer,
+            url=judge_url,
+            transcripts=transcripts,
+            output=output,
+            batch_size=batch_size,
+            seed=seed,
+            budget=spending,
         )
-    return LocalJudge.train(found)
+        said = read_transcripts(transcripts or transcripts_file(Path(folder), name))
+        alone = None
+        if residual and name in {term.trait for term in terms}:
+            alone = _residual_alone(model, tokenizer, Path(folder), name, said, batch_size, seed, quiet)
+        rivals[name] = Rivals(tuple(said), alone, other, lora)
+    exam = Exam(questions, judges, bleed_questions, tuple(sorted(set(doses) - {1.0})), seed)
+    subjects = []
+    for term in terms:
+        trait = material.trait_of(term.trait, own)
+        personas = material.personas_of(term.trait, own, personas_file)
+        subjects.append(Subject(term, methods_of(term, trait, loaded, personas, rivals[term.trait], seed)))
+    answers = count_answers(subjects, exam)
+    each = -(-answers // sum(map(len, questions.values())))
+    costs = [cost_ahead(judges[name], exam.texts(name), each) for name in names]
+    spending.check("Judging", sum(costs[1:], costs[0]))
+
+    with loading.stage("answers", answers, quiet) as progress:
+        keep_in = output / "answers.jsonl" if output else None
+        decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
+        asker = Asker(model, tokenizer, decoding, keep_in, progress=progress)
+        found = evaluate(asker, subjects, exam, str(adapter or Path(folder).name), "npti-export eval")
+    steered = [result.personality for result in found.personalities]
+    beside = further.sections(model, tokenizer, loaded, steered, benchmarks, inventory, batch_size, quiet)
+    found = replace(found, sections={**found.sections, **beside})
+    if output:
+        from npti_export.evaluation.report_files import write_report
+
+        write_report(output, found)
+    if as_json:
+        figures = [summary(found, result) for result in found.personalities]
+        asked_for = {name: beside[name] for name in ("capability", "inventory") if name in beside}
+        click.echo(json.dumps({"personalities": figures, **asked_for} if asked_for else figures, indent=2))
+    else:
+        print_evaluation(found)
+        further.print_sections(beside)
 
 
-def print_reports(reports: Sequence[Report]) -> None:
-    """The table of all reports, and what scored them."""
+def print_evaluation(found: Evaluation) -> None:
+    """The table, what scored it, and how the adapter compares."""
     from rich.table import Table
 
-    from npti_export.evaluation.report import COLUMNS, judge_line, table_rows
+    from npti_export.evaluation.table import columns, judge_lines, table_rows, verdict_lines
 
-    table = Table(*COLUMNS)
-    for row in table_rows(reports):
-        table.add_row(*row, end_section=row[1] == "persona prompt")
+    table = Table(*columns(found))
+    rows = table_rows(found)
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(*row, end_section=after is None or after[0] != row[0])
     loading.print_table(table)
-    for report in reports:
-        click.echo(f"{report.personality}: {judge_line(report)}")
+    click.echo(f"{found.settings.questions} questions a trait; intervals by bootstrap over questions.")
+    for line in (*judge_lines(found), *verdict_lines(found)):
+        click.echo(line)
 
 
-def summary(report: Report) -> dict[str, Any]:
-    """A report without answers, for ``--json``."""
+def summary(found: Evaluation, result: PersonalityResult) -> dict[str, Any]:
+    """A personality's figures without answers, for ``--json``."""
+    methods: dict[str, Any] = {}
+    for method in result.methods:
+        rating, ratio = method.rating(found.judge.name), method.fluency.ratio
+        if rating is None or rating.mean is None:
+            continue
+        effect = rating.effect
+        methods[method.method] = {
+            "score": rating.mean.mean,
+            "variance": rating.variance,
+            "effect": None if effect is None else [effect.mean, effect.low, effect.high],
+            "perplexity_ratio": [ratio.mean, ratio.low, ratio.high],
+            "perplexity_ratio_in_character": method.fluency.ratio_in_character.mean,
+            "failed": rating.failed,
+        }
+    differences = [
+        {
+            "method": difference.method,
+            "against": difference.against,
+            "at_equal_cost": difference.matched,
+            "strength": difference.strength,
+            "difference": [difference.effect.mean, difference.effect.low, difference.effect.high],
+        }
+        for difference in result.differences
+    ]
     return {
-        "personality": report.personality,
-        "judge": report.judge,
-        "scale": report.scale,
-        "judge_auc": report.auc,
-        "questions": len(report.questions),
-        "conditions": {
-            name: {
-                "score": result.score.mean,
-                "effect": [result.effect.mean, result.effect.low, result.effect.high],
-                "perplexity_ratio": [result.fluency.mean, result.fluency.low, result.fluency.high],
-                "failed": result.failed,
-            }
-            for name, result in report.results.items()
-        },
+        "personality": result.personality,
+        "judge": found.judge.name,
+        "scale": [found.judge.lowest, found.judge.highest],
+        "judge_auc": found.judge.auc.get(result.trait),
+        "questions": len(result.questions),
+        "methods": methods,
+        "differences": differences,
     }
+
+
+def _residual_alone(
+    model: Any, tokenizer: Any, folder: Path, name: str, said: Any, batch_size: int, seed: int, quiet: bool
+) -> Any:
+    """The residual difference alone of one trait, layer and dose found on questions that nothing else asks."""
+    from dataclasses import replace
+
+    from npti_export.evaluation.local_judge import LocalJudge
+    from npti_export.evaluation.protocol import EVALUATION_DECODING
+    from npti_export.evaluation.recalibration import own_questions
+    from npti_export.evaluation.rivals import most_residual_answers, residual_alone
+    from npti_export.identification.files import TraitFiles
+    from npti_export.identification.questions import HELD_BACK
+    from npti_export.identification.selection import read_measured
+    from npti_export.traits.material import Question, shipped_questions
+
+    statistics, measured, base_model = read_measured(TraitFiles(folder, name))
+    given = shipped_questions(name, "identification")
+    held_back = [Question(name, text) for text in own_questions(given, said, name, HELD_BACK, seed)]
+    steps = most_residual_answers(base_model.num_layers, len(held_back))
+    with loading.stage(f"{name}: residual alone", steps, quiet) as progress:
+        return residual_alone(
+            model,
+            tokenizer,
+            base_model,
+            name,
+            statistics,
+            measured,
+            held_back,
+            LocalJudge.train(said),
+            replace(EVALUATION_DECODING, batch_size=batch_size),
+            progress,
+        )

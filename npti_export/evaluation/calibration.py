@@ -26,7 +26,7 @@ from npti_export.adapter.records import (
 )
 from npti_export.evaluation.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.evaluation.trial import MAX_FLUENCY, Trial, TriedDose, with_dose
+from npti_export.evaluation.trial import DoseBudget, Trial, TriedDose, with_dose
 from npti_export.identification.answers import Decoding, Progress
 from npti_export.traits import Pole
 from npti_export.traits.material import Question
@@ -113,21 +113,31 @@ def calibrate(
         NptiError: If the judge was trained on answers to one of the questions.
     """
     trial = Trial(model, tokenizer, base_model, [question.text for question in questions], judge, decoding, progress)
-    tried = {pole: tuple(_halved(trial, _at_middle_dose(trial, of_list, pole)) for of_list in ways) for pole in Pole}
-    chosen = _chosen(tried)
+    tried = search(trial, ways)
+    chosen = chosen_ways(tried)
     poles, reasons = {}, {}
     for pole in Pole:
         others = [way for way in tried[pole] if way is not chosen[pole]]
         way = chosen[pole] = _filled(trial, chosen[pole])
         tried[pole] = (way, *others)
-        curve = tuple(DosePoint(dose.gamma, dose.effect.mean, dose.fluency.mean) for dose in way.doses)
-        poles[pole] = replace(with_dose(way.record, way.best.gamma), calibrated=True, dose_curve=curve)
-        reasons[pole] = _reason(way, others)
-    made = _identification({pole: way.trait.identification for pole, way in chosen.items()})
+        poles[pole] = recommended(way)
+        reasons[pole] = reason_of(way, others)
+    made = identification_of({pole: way.trait.identification for pole, way in chosen.items()})
     return Calibration(TraitRecord(chosen[Pole.HIGH].trait.name, poles, made), tried, reasons)
 
 
-def most_answers(ways: Sequence[Sequence[TraitRecord]], questions: int) -> int:
+def search(trial: Trial, ways: Sequence[Sequence[TraitRecord]]) -> dict[Pole, tuple[TriedWay, ...]]:
+    """Of each list the way that does best at the middle dose, at the largest dose that it affords, for each pole."""
+    return {pole: tuple(halved(trial, _at_middle_dose(trial, of_list, pole)) for of_list in ways) for pole in Pole}
+
+
+def recommended(way: TriedWay) -> PoleRecord:
+    """The pole as a way steers it at its best dose, with what was measured as its dose curve."""
+    curve = tuple(DosePoint(dose.gamma, dose.effect.mean, dose.fluency.mean) for dose in way.doses)
+    return replace(with_dose(way.record, way.best.gamma), calibrated=True, dose_curve=curve)
+
+
+def most_answers(ways: Sequence[Sequence[object]], questions: int) -> int:
     """How many answers :func:`calibrate` asks for at most, with so many questions."""
     halving = len(DOSES).bit_length()
     each = sum(len(of_list) + halving - 1 for of_list in ways) + len(DOSES) - halving + 1
@@ -146,7 +156,7 @@ def best_dose(doses: Sequence[TriedDose]) -> TriedDose:
     affordable = [dose for dose in doses if dose.affordable]
     if affordable:
         return max(affordable, key=lambda dose: (dose.effect.mean, -dose.gamma))
-    return min(doses, key=lambda dose: dose.fluency.high)
+    return min(doses, key=lambda dose: dose.cost)
 
 
 def way_name(record: PoleRecord) -> str:
@@ -171,10 +181,10 @@ def _at_middle_dose(trial: Trial, of_list: Sequence[TraitRecord], pole: Pole) ->
     for trait in of_list:
         doses = doses_of(trait.poles[pole])
         tried.append(TriedWay(trait, pole, (trial.measure(trait, pole, doses[len(doses) // 2]),)))
-    return max(tried, key=_worth)
+    return max(tried, key=worth)
 
 
-def _halved(trial: Trial, way: TriedWay) -> TriedWay:
+def halved(trial: Trial, way: TriedWay) -> TriedWay:
     """Looks for the largest dose that is affordable, by halving from the middle on."""
     doses = doses_of(way.record)
     measured = {dose.gamma: dose for dose in way.doses}
@@ -206,14 +216,14 @@ def _filled(trial: Trial, way: TriedWay) -> TriedWay:
     return replace(way, doses=tuple(measured[gamma] for gamma in sorted(measured)))
 
 
-def _chosen(tried: Mapping[Pole, Sequence[TriedWay]]) -> dict[Pole, TriedWay]:
+def chosen_ways(tried: Mapping[Pole, Sequence[TriedWay]]) -> dict[Pole, TriedWay]:
     """The ways of both poles that go together and are worth most; of equal ones the first."""
     pairs = [
         (high, low)
         for high, low in product(tried[Pole.HIGH], tried[Pole.LOW])
         if _caps_hold(high, low) and _caps_hold(low, high)
     ]
-    high, low = max(pairs, key=lambda pair: tuple(map(sum, zip(*map(_worth, pair), strict=True))))
+    high, low = max(pairs, key=lambda pair: tuple(map(sum, zip(*map(worth, pair), strict=True))))
     return {Pole.HIGH: high, Pole.LOW: low}
 
 
@@ -224,18 +234,18 @@ def _caps_hold(way: TriedWay, opposite: TriedWay) -> bool:
     return way.record.caps == "none" or same
 
 
-def _worth(way: TriedWay) -> tuple[float, float, float]:
+def worth(way: TriedWay) -> tuple[float, float, float]:
     """Affordable before all else; then the effect, or where it is not affordable what it costs."""
     best = way.best
-    return (1.0, best.effect.mean, 0.0) if best.affordable else (0.0, 0.0, -best.fluency.high)
+    return (1.0, best.effect.mean, 0.0) if best.affordable else (0.0, 0.0, -best.cost)
 
 
-def _reason(way: TriedWay, others: Sequence[TriedWay]) -> str:
+def reason_of(way: TriedWay, others: Sequence[TriedWay]) -> str:
     """Why this way was taken, in a sentence."""
-    said = f"{way_name(way.record)}, {way.best}"
+    said, budget = f"{way_name(way.record)}, {way.best}", way.best.budget
     if not way.best.affordable:
-        return f"{said}: nothing keeps within {MAX_FLUENCY:g} times the perplexity, and this costs least."
-    why = f"the largest effect found whose cost keeps within {MAX_FLUENCY:g} up to the end of its interval"
+        return f"{said}: nothing keeps within {_in_words(budget)}, and this costs least."
+    why = f"the largest effect found whose cost keeps within {budget} up to the end of its interval"
     rivals = [other for other in others if other.best.affordable]
     if not rivals:
         return f"{said}: {why}."
@@ -244,7 +254,11 @@ def _reason(way: TriedWay, others: Sequence[TriedWay]) -> str:
     return f"{said}: {why}; next is {way_name(next_best.record)}, γ {gamma:g}, effect {effect:+.2f}."
 
 
-def _identification(of_poles: Mapping[Pole, Identification]) -> Identification:
+def _in_words(budget: DoseBudget) -> str:
+    return f"{budget} times the perplexity" if budget.loss is None else str(budget)
+
+
+def identification_of(of_poles: Mapping[Pole, Identification]) -> Identification:
     """Where a trait came from, with what each pole's own way says of how sure its neurons are."""
     overlaps, margins = ({}, {})
     for pole, made in of_poles.items():

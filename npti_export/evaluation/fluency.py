@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npti_export.identification.answers import Answer, Prompt, prompt_ids
+from npti_export.identification.answers import Answer, Prompt, context_length, prompt_ids
 
 
 def answer_nll(
@@ -24,6 +24,7 @@ def answer_nll(
     questions: Sequence[str],
     answers: Sequence[Answer],
     batch_size: int = 32,
+    personas: Sequence[str] | None = None,
 ) -> NDArray[np.float64]:
     """Mean negative log-likelihood of each answer's tokens (its end sign included), in nats, float64 [answers].
 
@@ -33,13 +34,18 @@ def answer_nll(
         questions: What was asked; the persona that an answer may have been given with is left out.
         answers: The answers.
         batch_size: Rows of one forward.
+        personas: One a question, to ask how likely the answers are in character; None asks without persona.
     """
-    prompts = [prompt_ids(Prompt(question), tokenizer) for question in questions]
+    given: Sequence[str | None] = personas or [None] * len(questions)
+    prompts = [
+        prompt_ids(Prompt(question, persona), tokenizer) for question, persona in zip(questions, given, strict=True)
+    ]
+    room = context_length(model)  # a persona may leave less of it than the answer was given in
     order = sorted(range(len(answers)), key=lambda at: len(prompts[at]) + len(answers[at].token_ids))
     result = np.zeros(len(answers))
     for begin in range(0, len(order), batch_size):
         places = order[begin : begin + batch_size]
-        rows = [prompts[at] + list(answers[at].token_ids) for at in places]
+        rows = [(prompts[at] + list(answers[at].token_ids))[:room] for at in places]
         longest = max(map(len, rows))
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         counted = torch.zeros(len(rows), longest - 1, dtype=torch.bool)

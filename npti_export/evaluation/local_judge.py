@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from npti_export.errors import NptiError
-from npti_export.evaluation.judgement import Judgement
+from npti_export.evaluation.cost import Cost
+from npti_export.evaluation.judgement import Criterion, Judgement
 from npti_export.identification.elicit import Transcript
 from npti_export.traits import Pole
 
@@ -42,6 +44,7 @@ class LocalJudge:
     lowest = 0.0
     highest = 1.0
     name = "local"
+    criterion: ClassVar[Criterion] = "trait"
 
     @classmethod
     def train(cls, transcripts: Sequence[Transcript]) -> LocalJudge:
@@ -75,8 +78,19 @@ class LocalJudge:
         """How likely each answer comes from the high end, float64 [answers]."""
         return np.asarray(self.classifier.predict_proba(list(answers))[:, 1], dtype=np.float64)
 
-    def judge(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+    def cost(self, questions: Sequence[str], answers: Sequence[str]) -> Cost:
+        """Nothing."""
+        return Cost()
+
+    def judge(
+        self, questions: Sequence[str], answers: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> list[Judgement]:
         """Scores answers to questions that it was not trained on.
+
+        Args:
+            questions: The questions.
+            answers: The answer to each.
+            progress: Told how many more are done.
 
         Raises:
             NptiError: If it was trained on answers to one of the questions.
@@ -85,9 +99,12 @@ class LocalJudge:
             raise NptiError(
                 f"The local judge was trained on answers to {min(known)!r} and must not score it; use other questions."
             )
+        scores = self.scores(answers)
+        if progress:
+            progress(len(scores))
         return [
             Judgement(question, answer, self.trait, self.name, float(score), "", None)
-            for question, answer, score in zip(questions, answers, self.scores(answers), strict=True)
+            for question, answer, score in zip(questions, answers, scores, strict=True)
         ]
 
 

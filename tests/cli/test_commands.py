@@ -90,17 +90,21 @@ def test_identify_writes_an_adapter_that_generate_takes(tmp_path: Path, capsys: 
     assert answer.strip()
 
 
-def test_eval_prints_every_condition_with_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_prints_every_method_with_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["eval", "--personality", "openness+", "--max-questions", "6", "--output", str(tmp_path)]
     out, _ = run([*arguments, "--json", "-q"], capsys)
     report = json.loads(out)[0]
-    assert set(report["conditions"]) == {"unsteered", "adapter", "placebo", "persona prompt"}
+    prompts = {"plain prompt", "persona prompt", "few-shot prompt", "adapter + persona prompt"}
+    assert set(report["methods"]) == {"unsteered", "adapter", "placebo"} | prompts
     assert 0.5 < report["judge_auc"] <= 1
-    mean, low, high = report["conditions"]["adapter"]["effect"]
+    mean, low, high = report["methods"]["adapter"]["effect"]
     assert low <= mean <= high
-    kept = json.loads((tmp_path / "openness_high.json").read_text(encoding="utf-8"))
-    assert len(kept["results"]["adapter"]["answers"]) == 6
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert len(kept["personalities"][0]["methods"][1]["answers"]) == 6
+    assert "| openness+ | adapter |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    before = (tmp_path / "answers.jsonl").read_bytes()
     table, _ = run([*arguments, "-q"], capsys)
+    assert (tmp_path / "answers.jsonl").read_bytes() == before  # nothing is asked twice
     for text in ("persona prompt", "placebo", "AUC", "6 questions"):
         assert text in table
 

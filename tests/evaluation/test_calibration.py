@@ -236,14 +236,14 @@ def capping(record: TraitRecord, effect: float, pole: Pole) -> TriedWay:
 
 
 def test_caps_are_taken_only_with_the_neurons_that_were_capped() -> None:
-    from npti_export.evaluation.calibration import _chosen
+    from npti_export.evaluation.calibration import chosen_ways
 
     capped, free, raised = way(Method(), "opposite"), way(Method()), way(Method(min_difference=0.2))
     shifted = way(BY_MEAN)
     of_low = [capping(free, 0.1, Pole.LOW), capping(raised, 0.3, Pole.LOW), capping(shifted, 0.4, Pole.LOW)]
     for effect, expected in ((0.35, "none"), (0.75, "opposite")):  # .35 and .1 with caps; .2 and .4 without
         of_high = [capping(capped, effect, Pole.HIGH), capping(free, 0.2, Pole.HIGH)]
-        chosen = _chosen({Pole.HIGH: of_high, Pole.LOW: of_low})
+        chosen = chosen_ways({Pole.HIGH: of_high, Pole.LOW: of_low})
         assert chosen[Pole.HIGH].record.caps == expected
         assert chosen[Pole.LOW].trait is (free if expected == "opposite" else shifted)
 

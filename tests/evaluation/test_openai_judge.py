@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 import threading
 import time
@@ -15,7 +17,8 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from npti_export.errors import NptiError
-from npti_export.evaluation.openai_judge import OpenAIJudge
+from npti_export.evaluation.cost import Budget
+from npti_export.evaluation.openai_judge import GIVE_UP, OpenAIJudge
 from npti_export.traits import trait_named
 
 KEY = "sk-test-5e72c1f0a9"
@@ -26,9 +29,11 @@ QUESTIONS = [f"Question {i}?" for i in range(6)]
 ANSWERS = [f"Answer {i}." for i in range(6)]
 
 
-def completion(content: str | None, refusal: str | None = None, finish_reason: str = "stop") -> Response:
+def completion(
+    content: str | None, refusal: str | None = None, finish_reason: str = "stop", logprobs: object = None
+) -> Response:
     message = {"role": "assistant", "content": content, "refusal": refusal}
-    choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": logprobs}
     body = {"id": "c", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}
     return Response(json.dumps(body), content_type="application/json")
 
@@ -120,14 +125,40 @@ def test_what_the_server_is_sent(server: Judging) -> None:
         (lambda body: completion("", finish_reason="content_filter"), "the judge refused: content filter"),
         (lambda body: completion('{"reason": "x", "score": 4}', finish_reason="length"), "the reply was cut off"),
         (lambda body: rated(7), "off the scale of 1 to 5"),
-        (lambda body: completion("Very open indeed!"), "no score in the reply 'Very open indeed!'"),
+        (lambda body: completion("Very open indeed!"), "no score in the reply: 'Very open indeed!'"),
+    ],
+    ids=["refusal", "filter", "length", "off-scale", "prose"],
+)
+def test_a_reply_without_a_score_was_paid_for_and_is_not_asked_for_again(
+    server: Judging, tmp_path: Path, reply: Callable[[dict[str, Any]], Response], failure: str
+) -> None:
+    record = tmp_path / "record.jsonl"
+    server.reply = lambda body: reply(body) if number(body) == 1 else rated(2)
+    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
+    judgements = judge.judge(QUESTIONS[:3], ANSWERS[:3])
+    assert [j.score for j in judgements] == [2.0, None, 2.0]
+    assert judgements[1].failure is not None
+    assert failure in judgements[1].failure
+    assert len(record.read_text().splitlines()) == 3
+
+    server.asked.clear()
+    server.reply = lambda body: rated(5)
+    assert judge.judge(QUESTIONS[:3], ANSWERS[:3]) == judgements
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "failure"),
+    [
         (lambda body: Response('{"choices": []}', content_type="application/json"), "holds no message"),
         (lambda body: Response('{"choices": [{}]}', content_type="application/json"), "holds no message"),
+        (lambda body: Response('{"choices": [{"mess', content_type="application/json"), "is no JSON"),
+        (lambda body: error(500, "oops", {"retry-after-ms": "1"}), "the server failed: oops (status 500)"),
         (lambda body: error(400, f"too long for {KEY}"), "turned the request down: too long for [key]"),
     ],
-    ids=["refusal", "filter", "length", "off-scale", "prose", "no-choices", "no-message", "status-400"],
+    ids=["no-choices", "no-message", "broken", "status-500", "status-400"],
 )
-def test_a_failure_is_no_score_and_is_asked_again(
+def test_where_the_server_gave_no_reply_the_next_run_asks_again(
     server: Judging, tmp_path: Path, reply: Callable[[dict[str, Any]], Response], failure: str
 ) -> None:
     record = tmp_path / "record.jsonl"
@@ -154,9 +185,22 @@ def test_the_client_waits_and_asks_again_when_there_are_too_many_requests(server
 
 def test_a_limit_that_stays_is_an_error(server: Judging) -> None:
     server.reply = lambda body: error(429, "no quota left", {"retry-after-ms": "1"})
-    with pytest.raises(NptiError, match=r"no quota left\) \(status 429\); try again later\.$"):
+    with pytest.raises(
+        NptiError, match=r"gave up: the server failed: no quota left \(status 429\); try again later\.$"
+    ):
         OpenAIJudge(TRAIT, base_url=server.url).judge(QUESTIONS[:1], ANSWERS[:1])
     assert len(server.asked) == 6  # once, and five retries
+
+
+def test_a_server_that_begins_to_fail_is_not_asked_on_and_on(server: Judging, tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    replies = iter([rated(4), rated(4)])
+    server.reply = lambda body: next(replies, error(503, "down", {"retry-after-ms": "1"}))
+    questions, answers = [f"Q{at}?" for at in range(30)], [f"Answer {at % 10}." for at in range(30)]
+    with pytest.raises(NptiError, match=r"gave up: the server failed: down .*is kept in .*record\.jsonl"):
+        OpenAIJudge(TRAIT, base_url=server.url, record=record, concurrency=1).judge(questions, answers)
+    assert len(record.read_text().splitlines()) == 2
+    assert len(server.asked) <= 2 + 6 * (GIVE_UP + 2)
 
 
 @pytest.mark.parametrize(
@@ -166,18 +210,17 @@ def test_a_server_that_turns_the_judge_away_ends_the_run(
     server: Judging, tmp_path: Path, status: int, expected: str
 ) -> None:
     record = tmp_path / "record.jsonl"
-    server.slow = "Answer 4.\n</answer>"
-    server.reply = lambda body: rated(4) if number(body) < 2 else error(status, f"Incorrect API key: {KEY}")
+    server.slow = "</answer>"
+    replies = iter([rated(4), rated(4)])
+    server.reply = lambda body: next(replies, error(status, f"Incorrect API key: {KEY}"))
     judge = OpenAIJudge(TRAIT, base_url=server.url, record=record, concurrency=1)
     with pytest.raises(NptiError, match=expected) as caught:
         judge.judge(QUESTIONS, ANSWERS)
     message = str(caught.value)
     assert f"status {status}" in message
-    assert str(record) in message
     assert KEY not in message
     assert "\n" not in message
     assert len(record.read_text().splitlines()) == 2
-    assert 2 in server.numbers()
     assert len(server.asked) < len(ANSWERS)  # the first refusal stops it
 
 
@@ -191,18 +234,20 @@ def test_a_run_that_was_ended_goes_on_where_it_was(server: Judging, tmp_path: Pa
         if sum(told) == 3:
             raise KeyboardInterrupt
 
-    server.slow = "Answer 4.\n</answer>"
+    server.slow = "</answer>"
     server.reply = lambda body: rated(number(body) % 5 + 1)
     with pytest.raises(KeyboardInterrupt):
         OpenAIJudge(TRAIT, base_url=server.url, record=record, concurrency=1).judge(QUESTIONS, ANSWERS, kill)
     kept = len(record.read_text().splitlines())
     assert 3 <= kept == len(server.asked) < 6
+    numbers = server.numbers()
 
     server.asked.clear()
+    server.slow = "none"
     progress: list[int] = []
     judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
     assert [j.score for j in judge.judge(QUESTIONS, ANSWERS, progress.append)] == [1.0, 2.0, 3.0, 4.0, 5.0, 1.0]
-    assert server.numbers() == list(range(kept, 6))
+    assert sorted(numbers + server.numbers()) == list(range(6))
     assert progress == [kept, *[1] * (6 - kept)]
 
     server.asked.clear()
@@ -216,43 +261,6 @@ def test_a_run_that_was_ended_goes_on_where_it_was(server: Judging, tmp_path: Pa
     assert KEY not in record.read_text()
 
 
-@pytest.mark.parametrize("left", [1, 40, -1], ids=["a brace", "a part", "all but the line feed"])
-def test_a_last_line_that_a_kill_cut_is_asked_again(server: Judging, tmp_path: Path, left: int) -> None:
-    record = tmp_path / "record.jsonl"
-    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record, concurrency=1)
-    judge.judge(QUESTIONS[:3], ANSWERS[:3])
-    whole = record.read_bytes()
-    *first, last = whole.splitlines(keepends=True)
-    record.write_bytes(b"".join(first) + last[:left])
-
-    server.asked.clear()
-    assert [j.score for j in judge.judge(QUESTIONS[:3], ANSWERS[:3])] == [4.0, 4.0, 4.0]
-    assert server.numbers() == [2]
-    assert record.read_bytes() == whole
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda lines: [lines[0], b'{"key": 1\n', lines[1]],
-        lambda lines: [lines[0].replace(b"4.0", b"9.0"), lines[1]],
-        lambda lines: [*lines, b"my notes"],
-    ],
-    ids=["broken in the middle", "off the scale", "another file"],
-)
-def test_a_record_that_is_none_is_refused_and_left_alone(
-    server: Judging, tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]]
-) -> None:
-    record = tmp_path / "record.jsonl"
-    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
-    judge.judge(QUESTIONS[:2], ANSWERS[:2])
-    damaged = b"".join(damage(record.read_bytes().splitlines(keepends=True)))
-    record.write_bytes(damaged)
-    with pytest.raises(NptiError, match=r"Line \d of .*record\.jsonl is no judgement"):
-        judge.judge(QUESTIONS[:2], ANSWERS[:2])
-    assert record.read_bytes() == damaged
-
-
 def test_a_server_without_schemas_is_asked_without_one_from_then_on(server: Judging) -> None:
     def reply(body: dict[str, Any]) -> Response:
         if "response_format" in body:
@@ -262,7 +270,106 @@ def test_a_server_without_schemas_is_asked_without_one_from_then_on(server: Judg
     server.reply = reply
     judge = OpenAIJudge(TRAIT, base_url=server.url, concurrency=1)
     assert [j.score for j in judge.judge(QUESTIONS, ANSWERS)] == [2.0] * 6
-    assert ["response_format" in body for body in server.asked] == [True, *[False] * 6]
+    assert ["response_format" in body for body in server.asked] == [True, True, *[False] * 6]
+
+
+def test_a_server_without_probabilities_is_asked_without_them_from_then_on(server: Judging) -> None:
+    server.reply = lambda body: error(400, "logprobs are not supported") if "logprobs" in body else rated(2)
+    judge = OpenAIJudge(TRAIT, base_url=server.url, concurrency=1)
+    assert [j.score for j in judge.judge(QUESTIONS, ANSWERS)] == [2.0] * 6
+    assert ["logprobs" in body for body in server.asked] == [True, *[False] * 6]
+    assert all("response_format" in body for body in server.asked)
+
+
+def test_a_model_that_thinks_first_is_asked_in_its_own_way(server: Judging) -> None:
+    def reply(body: dict[str, Any]) -> Response:
+        return error(400, "use max_completion_tokens") if "max_tokens" in body or "temperature" in body else rated(3)
+
+    server.reply = reply
+    assert [j.score for j in OpenAIJudge(TRAIT, base_url=server.url).judge(QUESTIONS, ANSWERS)] == [3.0] * 6
+    assert server.asked[-1]["max_completion_tokens"] == 4000
+
+
+def test_where_the_server_gives_probabilities_the_score_is_the_expected_one(server: Judging) -> None:
+    def reply(body: dict[str, Any]) -> Response:
+        assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
+        tops = [{"token": str(rating), "logprob": math.log(p)} for rating, p in ((4, 0.6), (5, 0.3), (1, 0.1))]
+        texts = ['{"reason":"So."', ',"score":', "4", "}"]
+        tokens = [{"token": text, "logprob": 0.0, "top_logprobs": []} for text in texts]
+        tokens[2] = {"token": "4", "logprob": math.log(0.6), "top_logprobs": tops}
+        return completion("".join(texts), logprobs={"content": tokens, "refusal": None})
+
+    server.reply = reply
+    [judgement] = OpenAIJudge(TRAIT, base_url=server.url).judge(["Q?"], ["A."])
+    assert judgement.score == pytest.approx(0.6 * 4 + 0.3 * 5 + 0.1 * 1)
+    assert judgement.reason == "So."
+
+
+def test_one_call_a_criterion(server: Judging, tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    server.reply = lambda body: rated(5 if "its fluency" in body["messages"][0]["content"] else 2)
+    trait, fluency = (
+        OpenAIJudge(TRAIT, base_url=server.url, record=record, criterion=criterion)
+        for criterion in ("trait", "fluency")
+    )
+    of_trait, of_fluency = trait.judge(QUESTIONS, ANSWERS), fluency.judge(QUESTIONS, ANSWERS)
+    assert {(j.criterion, j.score) for j in of_trait} == {("trait", 2.0)}
+    assert {(j.criterion, j.score) for j in of_fluency} == {("fluency", 5.0)}
+    assert len(server.asked) == 12
+    # The fluency of an answer is the same whichever trait the run is about.
+    other = OpenAIJudge(trait_named("neuroticism"), base_url=server.url, record=record, criterion="fluency")
+    assert {(j.trait, j.score) for j in other.judge(QUESTIONS, ANSWERS)} == {("neuroticism", 5.0)}
+    assert len(server.asked) == 12
+
+
+def test_answers_are_judged_in_an_order_drawn_by_the_seed(server: Judging) -> None:
+    orders = []
+    for seed, backwards in ((0, False), (0, True), (1, False)):
+        server.asked.clear()
+        pairs = list(zip(QUESTIONS, ANSWERS, strict=True))[:: -1 if backwards else 1]
+        judge = OpenAIJudge(TRAIT, base_url=server.url, concurrency=1, seed=seed)
+        judge.judge([question for question, _ in pairs], [answer for _, answer in pairs])
+        orders.append([number(body) for body in server.asked])
+    assert orders[0] == orders[1]  # whatever the order in which they were given
+    assert orders[0] != orders[2]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_what_it_costs_is_told_first_and_too_much_is_not_asked(
+    server: Judging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenAI's prices hold at OpenAI only; this server is taken for it.
+    monkeypatch.setattr("npti_export.evaluation.chat_requests._is_openai", lambda url: True)
+    told: list[str] = []
+    record = tmp_path / "record.jsonl"
+    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record, budget=Budget(1e-3, told.append))
+    cost = judge.cost(QUESTIONS, ANSWERS)
+    assert cost.calls == 6
+    assert cost.dollars == pytest.approx((2.5 * cost.prompt_tokens + 10 * 6 * 80) / 1e6)
+    sent = 6 * sum(
+        len(m) for m in (judge._rubric, "<question>\nQuestion 1?\n</question>\n\n<answer>\nAnswer 1.\n</answer>")
+    )
+    assert cost.prompt_tokens == pytest.approx(sent / 4, rel=0.01)
+    with pytest.raises(NptiError, match=r"about \$0\.01 is more than --max-cost 0\.001 allows"):
+        judge.judge(QUESTIONS, ANSWERS)
+    assert server.asked == []
+    assert told == [f"openai:{MODEL} on openness: {cost}."]
+
+    rich = OpenAIJudge(TRAIT, base_url=server.url, record=record, budget=Budget(1.0, told.append))
+    rich.judge(QUESTIONS[:4], ANSWERS[:4])
+    assert rich.cost(QUESTIONS, ANSWERS).calls == 2  # what is kept costs nothing
+    judge.judge(QUESTIONS[:4], ANSWERS[:4])
+    assert len(told) == 2
+
+
+def test_nothing_of_what_is_asked_reaches_a_log(server: Judging, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("openai._base_client").debug("heard")
+        url = server.url.replace("://", "://user:password@")
+        OpenAIJudge(TRAIT, base_url=url).judge(QUESTIONS, ANSWERS)
+    assert "heard" in caplog.text
+    for secret in (KEY, "password", "Question", "Answer", "openness"):
+        assert secret not in caplog.text
 
 
 def test_equal_answers_are_asked_about_once(server: Judging) -> None:
@@ -288,7 +395,9 @@ def test_no_key_is_needed_for_another_server_only(server: Judging, monkeypatch: 
 def test_a_server_that_is_not_there(server: Judging, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     judge = OpenAIJudge(TRAIT, base_url="http://user:secret@127.0.0.1:9/v1")
-    with pytest.raises(NptiError, match=r"^The judge at 127\.0\.0\.1:9/v1 cannot be reached \(.*refused.*\)") as caught:
+    with pytest.raises(
+        NptiError, match=r"^The judge at 127\.0\.0\.1:9/v1 gave up: the server cannot be reached: .*refused"
+    ) as caught:
         judge.judge(["Q?"], ["A."])
     assert "secret" not in str(caught.value)
     assert KEY not in str(caught.value)

@@ -1,0 +1,182 @@
+"""``npti-export calibrate``: the recommended dose of every pole, found by measurement and written into the adapter."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import click
+
+from npti_export.cli import judging, loading, options
+from npti_export.errors import NptiError
+
+
+@click.command("calibrate", epilog="Example: npti-export calibrate adapters/Qwen--Qwen2.5-7B-Instruct --search")
+@click.argument("adapter", type=click.Path(path_type=Path), required=False)
+@options.trait
+@options.model
+@click.option("--search", is_flag=True, help="Try all methods and position modes, from the statistics beside it.")
+@click.option(
+    "--max-ratio",
+    type=click.FloatRange(1.0),
+    default=1.3,
+    show_default=True,
+    help="Largest perplexity ratio of a dose, to the end of its interval.",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.05,
+    show_default=True,
+    help="Largest loss of fluency as a share of the judge's scale; where a judge rates it, this counts and no ratio.",
+)
+@judging.judge
+@judging.judge_url
+@judging.max_cost
+@click.option(
+    "--transcripts",
+    type=click.Path(path_type=Path),
+    help="Transcripts that the local judge learns from; those beside the adapter unless given.",
+)
+@options.questions
+@click.option(
+    "--max-questions", type=click.IntRange(2), default=60, show_default=True, help="Questions a trait at most."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Write the adapter here; into its own folder if not.")
+@options.device
+@options.dtype
+@options.batch_size
+@options.seed
+@options.quiet
+@options.as_json
+def command(
+    adapter: Path | None,
+    traits: tuple[str, ...],
+    model_name: str | None,
+    search: bool,
+    max_ratio: float,
+    max_loss: float,
+    judge_names: tuple[str, ...],
+    judge_url: str | None,
+    max_cost: float | None,
+    transcripts: Path | None,
+    questions_file: Path | None,
+    max_questions: int,
+    output: Path | None,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Find the recommended dose of each pole of an adapter, and write it.
+
+    Every dose of a grid is tried on questions that identification did not ask. Recommended is the one with the largest
+    effect that keeps within the budget; strength 1.0 means that dose afterwards. Scores of the old dose are removed.
+    Sums of two personalities are checked too, and those that together cost too much are named.
+    """
+    from dataclasses import replace
+
+    judging.check_judge_names(judge_names, judge_url)
+    if adapter is not None and not adapter.is_dir():
+        raise NptiError(f"There is no folder {adapter}; calibrate writes into one: fetch it with npti-export pull.")
+    model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
+
+    from npti_export.adapter.adapter import PersonalityAdapter
+    from npti_export.adapter.find import find_adapter
+    from npti_export.evaluation.cost import Budget, cost_ahead
+    from npti_export.evaluation.protocol import EVALUATION_DECODING
+    from npti_export.evaluation.recalibration import (
+        POSITIONS,
+        own_questions,
+        recalibrate,
+        write_calibration,
+    )
+    from npti_export.evaluation.recalibration import (
+        as_json as found_as_json,
+    )
+    from npti_export.evaluation.sweep import most_sweep_answers
+    from npti_export.evaluation.trial import DoseBudget
+    from npti_export.identification.elicit import read_transcripts
+    from npti_export.identification.files import TraitFiles
+    from npti_export.identification.selection import read_measured, run_selects
+    from npti_export.identification.selector import AUTO, Selector, ways_to_try
+    from npti_export.pipeline import transcripts_file
+    from npti_export.steering.sites import base_model_id
+    from npti_export.steering.thinking import Thinking
+    from npti_export.traits import PersonalitySpec, trait_named
+    from npti_export.traits.material import read_questions, shipped_questions
+
+    folder = adapter or Path(find_adapter(base_model_id(model)))
+    loaded = PersonalityAdapter.from_pretrained(folder)
+    names = list(dict.fromkeys(traits)) or list(loaded.traits)
+    for name in names:
+        trait_named(name)
+        PersonalitySpec.parse(f"{name}+", known=loaded.traits)
+
+    spending = Budget(max_cost, partial(loading.notice, quiet=quiet))
+    questions, judges, ways = {}, {}, {}
+    for name in names:
+        given = read_questions(questions_file, name) if questions_file else shipped_questions(name, "identification")
+        said = read_transcripts(transcripts or transcripts_file(folder, name))
+        questions[name] = own_questions(given, said, name, max_questions, seed)
+        judges[name] = judging.make_judges(
+            judge_names,
+            trait_named(name),
+            adapter=folder,
+            model=model,
+            tokenizer=tokenizer,
+            url=judge_url,
+            transcripts=transcripts,
+            output=output,
+            batch_size=batch_size,
+            seed=seed,
+            budget=spending,
+        )
+        ways[name] = [[loaded.traits[name]]]
+        if search:
+            statistics, measured, _ = read_measured(TraitFiles(folder, name))
+            has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
+            tried = ways_to_try(Selector(AUTO), loaded.base_model.num_layers, has_stream)
+            ways[name] = run_selects(name, statistics, measured, tried)
+    positions = (*POSITIONS, *(("answer",) if Thinking.of(tokenizer) else ())) if search else ()
+    costs = [
+        cost_ahead(judges[name], questions[name], most_sweep_answers(ways[name], len(positions), 1)) for name in names
+    ]
+    spending.check("Judging the doses", sum(costs[1:], costs[0]))
+
+    found = recalibrate(
+        model,
+        tokenizer,
+        loaded,
+        ways,
+        positions,
+        questions,
+        judges,
+        replace(EVALUATION_DECODING, batch_size=batch_size),
+        DoseBudget(max_ratio, max_loss),
+        partial(loading.stage, quiet=quiet),
+    )
+    target = output or folder
+    found.adapter.save_pretrained(target)
+    write_calibration(target, found)
+    for warning in found.warnings:
+        loading.notice(f"Note: {warning}", quiet)
+    rows = {
+        f"{name}{pole.sign}": found_as_json(found, name, pole) for name, poles in found.swept.items() for pole in poles
+    }
+    if as_json:
+        sums = [
+            {"personality": cost.personality, "ratio": cost.ratio.mean, "overdoses": cost.overdoses}
+            for cost in found.sums
+        ]
+        click.echo(json.dumps({"folder": str(target), "poles": rows, "sums": sums}, indent=2, ensure_ascii=False))
+        return
+    for personality, row in rows.items():
+        rank = "none" if row["rank_correlation"] is None else f"{row['rank_correlation']:.2f}"
+        tips = "nowhere" if row["tips_over"] is None else f"beyond γ {row['tips_over']:g}"
+        click.echo(f"{personality:20} {row['reason']}")
+        click.echo(f"{'':20} rank correlation of dose and effect {rank}; tips over {tips}")
+    click.echo(f"Written to {target}")

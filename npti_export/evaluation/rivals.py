@@ -1,0 +1,107 @@
+"""What an adapter is held against and must be made first: the residual difference alone, itself from other seeds.
+
+Both are made from statistics of identification, so this needs them, or the questions and personas to measure again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.base_model import BaseModel
+from npti_export.adapter.records import HAS_RESIDUAL, MOVES_BY_MEAN, RESIDUAL, PoleRecord, TraitRecord
+from npti_export.evaluation.calibration import calibrate, most_answers
+from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.trial import with_dose
+from npti_export.identification.answers import Decoding, Progress
+from npti_export.identification.measurement import Measurement
+from npti_export.identification.selection import Statistics, run_select, run_selects
+from npti_export.identification.selector import Selector, ways_to_try
+from npti_export.traits import Pole
+from npti_export.traits.material import Question
+
+
+def residual_alone(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    base_model: BaseModel,
+    trait: str,
+    statistics: Statistics,
+    measurement: Measurement,
+    held_back: Sequence[Question],
+    judge: LocalJudge,
+    decoding: Decoding,
+    progress: Progress | None = None,
+) -> PersonalityAdapter:
+    """The difference of the poles' mean residual stream, added behind one layer: what peers do.
+
+    Layer and dose are found for each pole as those of the adapter are, on questions held back.
+
+    Args:
+        model: The base model, unsteered.
+        tokenizer: Its tokenizer.
+        base_model: What an adapter records of it.
+        trait: The trait.
+        statistics: Of both poles, with the residual stream.
+        measurement: What the measurement says of itself.
+        held_back: Questions that neither identification nor the evaluation asks.
+        judge: Trained on the transcripts of identification.
+        decoding: How answers are decoded.
+        progress: Told how many more answers are there, of :func:`most_residual_answers` at most.
+
+    Raises:
+        NptiError: If the statistics lack the residual stream, or the judge was trained on one of the questions.
+    """
+    ways = run_selects(trait, statistics, measurement, ways_to_try(Selector(RESIDUAL), base_model.num_layers))
+    found = calibrate(model, tokenizer, base_model, ways, held_back, judge, decoding, progress)
+    return PersonalityAdapter(base_model, {trait: found.trait})
+
+
+def most_residual_answers(num_layers: int, questions: int) -> int:
+    """How many answers :func:`residual_alone` asks for at most."""
+    return most_answers(ways_to_try(Selector(RESIDUAL), num_layers), questions)
+
+
+def selector_of(record: PoleRecord) -> Selector:
+    """What chose the neurons of a pole, so that they can be chosen again from other statistics.
+
+    >>> from npti_export.adapter.find import bundled_folder
+    >>> adapter = PersonalityAdapter.from_pretrained(bundled_folder())
+    >>> record = adapter.traits["openness"].poles[Pole.HIGH]
+    >>> selector_of(record).method == record.method.name
+    True
+    """
+    method = record.method
+    behind = None if record.residual is None else int(record.residual.layer[0])
+    return Selector(
+        method.name,
+        method.min_difference,
+        method.percentile,
+        method.min_effect_size if method.name in MOVES_BY_MEAN else None,
+        residual_layer=behind if method.name in HAS_RESIDUAL else None,
+        caps=record.caps,
+    )
+
+
+def made_anew(like: TraitRecord, statistics: Statistics, measurement: Measurement) -> TraitRecord:
+    """A trait from other statistics, each pole by the same method at the same dose.
+
+    Args:
+        like: The trait as it is.
+        statistics: Of both poles, from other questions or personas.
+        measurement: What that measurement says of itself.
+
+    Raises:
+        NptiError: If a pole has no neuron by its method, or the statistics lack what it is made of.
+    """
+    poles, made = {}, like.identification
+    for pole in Pole:
+        record = like.poles[pole]
+        selected = run_select(like.name, statistics, measurement, selector_of(record))
+        anew = with_dose(selected.poles[pole], record.gamma)
+        poles[pole] = replace(anew, positions=record.positions, dropout=record.dropout)
+        made = selected.identification
+    return TraitRecord(like.name, poles, made)
