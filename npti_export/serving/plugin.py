@@ -7,20 +7,40 @@ that could fail, and a server that cannot steer as it was told to is ended: answ
 from __future__ import annotations
 
 import os
+import sys
+from functools import wraps
+from typing import Any
 
 ADAPTER_VARIABLE = "NPTI_ADAPTER"
 PERSONALITY_VARIABLE = "NPTI_PERSONALITY"
 PRESETS_VARIABLE = "NPTI_PRESETS"
+SLOTS_VARIABLE = "NPTI_SLOTS"
+ADMIN_KEY_VARIABLE = "NPTI_ADMIN_KEY"
+
+CONFIG_KEY = "npti_export"
+"""Under which ``--additional-config`` may say the same: ``{"npti_export": {"adapter": "…"}}``."""
+CONFIG_VARIABLES = {
+    "adapter": ADAPTER_VARIABLE,
+    "personality": PERSONALITY_VARIABLE,
+    "presets": PRESETS_VARIABLE,
+    "slots": SLOTS_VARIABLE,
+}
+"""What it may hold; the key of the endpoint may not stand on a command line."""
+
+_config_taken: dict[str, Any] = {}
 
 
 def register() -> None:
     """Installs the plugin if ``NPTI_ADAPTER`` names an adapter, else does nothing; may be called several times.
+
+    Where vLLM is about to read its options, ``--additional-config`` may name the adapter in its place.
 
     Raises:
         SystemExit: If the adapter cannot be served; with the reason in one sentence.
 
     >>> register()
     """
+    _wrap_options()
     if not os.environ.get(ADAPTER_VARIABLE):
         if os.environ.get(PERSONALITY_VARIABLE):
             raise SystemExit(
@@ -34,3 +54,51 @@ def register() -> None:
         install()
     except Exception as error:
         raise SystemExit(f"npti-export: {error or type(error).__name__}") from error
+
+
+def take_config(additional_config: Any) -> None:
+    """Puts what ``--additional-config`` says into the environment of all processes, and registers.
+
+    Args:
+        additional_config: vLLM's option, a JSON object.
+
+    Raises:
+        SystemExit: If it cannot be followed; with the reason in one sentence.
+
+    >>> take_config({"another_plugin": 1})
+    """
+    if not isinstance(additional_config, dict) or CONFIG_KEY not in additional_config:
+        return
+    own = additional_config[CONFIG_KEY]
+    if own and own == _config_taken:
+        return
+    if not isinstance(own, dict) or not own or not set(own) <= set(CONFIG_VARIABLES):
+        raise SystemExit(
+            f"npti-export: --additional-config has {own!r} under {CONFIG_KEY}; an object with some of "
+            f"{', '.join(CONFIG_VARIABLES)} is expected."
+        )
+    for key, value in own.items():
+        variable, text = CONFIG_VARIABLES[key], str(value)
+        if (there := os.environ.get(variable)) and there != text:
+            raise SystemExit(
+                f"npti-export: --additional-config says {key} {text!r} and {variable} says {there!r}; give one."
+            )
+        os.environ[variable] = text
+    _config_taken.update(own)
+    register()
+
+
+def _wrap_options() -> None:
+    """Lets vLLM's options be looked at before anything is made of them; nothing is imported for it."""
+    options = getattr(sys.modules.get("vllm.engine.arg_utils"), "EngineArgs", None)
+    original = getattr(options, "create_engine_config", None)
+    if options is None or original is None or hasattr(original, "npti_export"):
+        return
+
+    @wraps(original)
+    def create_engine_config(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        take_config(self.additional_config)
+        return original(self, *arguments, **keywords)
+
+    create_engine_config.npti_export = True  # type: ignore[attr-defined]
+    options.create_engine_config = create_engine_config

@@ -9,6 +9,7 @@ from pathlib import Path
 from npti_export.errors import NptiError
 from npti_export.traits.spec import NEUTRAL_NAME
 
+MAX_NAME_LENGTH = 64
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*")
 
 
@@ -30,8 +31,24 @@ def read_presets(path: str) -> dict[str, str]:
     if not isinstance(found, dict):
         raise NptiError(f"{path} holds {type(found).__name__}; an object of names and personalities is expected.")
     for name, spec in found.items():
-        if not _NAME.fullmatch(name) or name == NEUTRAL_NAME:
-            raise NptiError(f"{path}: {name!r} cannot name a personality; lower-case words joined by hyphens can.")
+        check_name(name, path)
         if not isinstance(spec, str):
             raise NptiError(f"{path}: the personality of {name!r} is {type(spec).__name__}; text is expected.")
     return found
+
+
+def check_name(name: str, where: str) -> None:
+    """Makes sure that a name can stand for a personality and is none itself.
+
+    Args:
+        name: Lower-case words joined by hyphens, full stops or underscores.
+        where: Where it was found, for the message.
+
+    Raises:
+        NptiError: If it cannot.
+    """
+    if len(name) > MAX_NAME_LENGTH or not _NAME.fullmatch(name) or name == NEUTRAL_NAME:
+        raise NptiError(
+            f"{where}: {name[:MAX_NAME_LENGTH]!r} cannot name a personality; lower-case words joined by hyphens can, "
+            f"{MAX_NAME_LENGTH} letters at most."
+        )

@@ -10,8 +10,10 @@ from typing import Any
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.find import id_of_model_name
 from npti_export.errors import NptiError
+from npti_export.serving.added import AddedPersonalities
 from npti_export.serving.model_names import SEPARATOR, split_model_name
 from npti_export.serving.personalities import REQUEST_FIELD, ServedPersonalities
+from npti_export.serving.plugin import ADMIN_KEY_VARIABLE
 from npti_export.serving.settings import ServingSettings
 from npti_export.steering.positions import Positions
 
@@ -36,7 +38,7 @@ def wrap_front_end(settings: ServingSettings) -> None:
         check_config(settings, vllm_config.model_config)
         begin(self, vllm_config, *arguments, **keywords)
         self.npti_personalities = settings.personalities(vllm_config.model_config.dtype)
-        wrap_http(self.npti_personalities)
+        wrap_http(self.npti_personalities, settings, vllm_config)
         logger.info(
             "npti-export is live: adapter %s with %s; requests that name none are %s.",
             settings.name,
@@ -61,12 +63,17 @@ def check_config(settings: ServingSettings, model_config: Any) -> None:
     Raises:
         NptiError: If it does not fit.
     """
+    mine = settings.adapter.base_model
+    if any(layer.experts for layer in mine.neurons_per_layer):
+        raise NptiError(
+            f"{mine.id}, which the adapter was made for, is a mixture of experts, whose fused kernels go round the "
+            "edit in vLLM; dense models can be served there."
+        )
     text = model_config.hf_text_config
     layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "intermediate_size", None)
-    if not isinstance(layers, int) or not isinstance(width, int):
-        return
-    mine = settings.adapter.base_model
-    settings.adapter.base_model.check_fit(
+    if not isinstance(layers, int) or not isinstance(width, int) or getattr(text, "block_auto_adjust_ff_dim", False):
+        return  # the worker counts the neurons themselves (LFM2 has fewer than its config says)
+    mine.check_fit(
         BaseModel(
             id=id_of_model_name(str(model_config.model)),
             revision=None,
@@ -101,11 +108,40 @@ def check_request(served: ServedPersonalities, params: Any, resumable: bool) -> 
         )
 
 
-def wrap_http(served: ServedPersonalities) -> None:
+def open_endpoint(added: AddedPersonalities, key: str, vllm_config: Any) -> None:
+    """Adds ``/personalities`` to the server that is about to be made.
+
+    Args:
+        added: What is listed and changed there.
+        key: Who knows it may.
+        vllm_config: The engine's.
+
+    Raises:
+        NptiError: If several processes take requests, of which one would know the names that are added.
+    """
+    from vllm.entrypoints.launchers import app as launcher
+
+    from npti_export.serving.personalities_endpoint import personalities_router
+
+    if vllm_config.parallel_config._api_process_count > 1:
+        raise NptiError(f"{ADMIN_KEY_VARIABLE} is set, and names are added with --api-server-count 1 only.")
+    original = launcher.attach_endpoint_plugins
+
+    @wraps(original)
+    def attach_endpoint_plugins(app: Any, *arguments: Any, **keywords: Any) -> None:
+        original(app, *arguments, **keywords)
+        app.include_router(personalities_router(added, key))
+
+    launcher.attach_endpoint_plugins = attach_endpoint_plugins
+
+
+def wrap_http(served: ServedPersonalities, settings: ServingSettings, vllm_config: Any) -> None:
     """Lets requests over HTTP name the personality in ``vllm_xargs`` or behind the model's name.
 
     Args:
         served: The server's personalities.
+        settings: The server's.
+        vllm_config: The engine's.
     """
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.entrypoints.serve.engine.serving import BaseServing
@@ -127,7 +163,9 @@ def wrap_http(served: ServedPersonalities) -> None:
         return await original(self, request)
 
     BaseServing._check_model = check_model
-    if served.presets:
+    if settings.admin_key is not None:
+        open_endpoint(AddedPersonalities(served, settings.slots), settings.admin_key, vllm_config)
+    if served.presets or settings.admin_key is not None:
         OpenAIServingModels.show_available_models = listing_presets(served, OpenAIServingModels.show_available_models)
 
 
@@ -169,13 +207,15 @@ def take_personality(served: ServedPersonalities, request: Any, names: list[str]
     arguments = dict(getattr(request, "vllm_xargs", None) or {})
     asked = arguments.get(REQUEST_FIELD)
     spec = served.check(named if asked is None else asked)
-    if named is not None:
-        if asked is not None and served.check(named) != spec:
-            raise NptiError(
-                f"The model's name asks for the personality {named!r} and {REQUEST_FIELD} for {asked!r}; give one."
-            )
-        if hasattr(request, "vllm_xargs"):
-            request.vllm_xargs = {**arguments, REQUEST_FIELD: named}
+    if named is not None and asked is not None and served.check(named) != spec:
+        raise NptiError(
+            f"The model's name asks for the personality {named!r} and {REQUEST_FIELD} for {asked!r}; give one."
+        )
+    text = asked if named is None else named
+    if text is not None and hasattr(request, "vllm_xargs"):
+        # Only the front end knows the names that were added while it ran.
+        text = str(spec) if text in served.presets else text
+        request.vllm_xargs = {**arguments, REQUEST_FIELD: text}
     if getattr(request, "use_beam_search", False):
         effective = served.default if named is None and asked is None else spec
         if not effective.is_neutral:

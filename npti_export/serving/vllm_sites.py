@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.find import id_of_model_name
 from npti_export.errors import NptiError
-from npti_export.steering.sites import FINGERPRINT_WEIGHTS, Site
+from npti_export.steering.sites import FINGERPRINT_WEIGHTS, FINGERPRINTED, Site
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _EXPERTS = re.compile(r"FusedMoE|MoERunner|Experts")
@@ -29,12 +29,14 @@ class ServedSite:
         function: The non-linearity, of a gated layer that of the gate half.
         first: Index of the slice's first neuron in the layer.
         whole: How many neurons the layer has.
+        layer_name: Dotted name of the decoder layer within the model.
     """
 
     site: Site
     function: Callable[[Tensor], Tensor]
     first: int
     whole: int
+    layer_name: str
 
 
 def find_served_sites(model: nn.Module, dtype: torch.dtype, device: torch.device) -> list[ServedSite]:
@@ -52,7 +54,11 @@ def find_served_sites(model: nn.Module, dtype: torch.dtype, device: torch.device
         NptiError: If a layer is not understood; the module is named.
     """
     found: dict[int, ServedSite] = {}
+    # A vision tower has feed-forward blocks too, which no personality is about.
+    text = set(model.get_language_model().modules() if hasattr(model, "get_language_model") else model.modules())  # type: ignore[operator]
     for name, module in model.named_modules():
+        if module not in text:
+            continue
         if _EXPERTS.search(" ".join(kind.__name__ for kind in type(module).__mro__)):
             raise NptiError(
                 f"{type(model).__name__} cannot be served with personalities: {name} is a mixture of experts, whose "
@@ -61,7 +67,7 @@ def find_served_sites(model: nn.Module, dtype: torch.dtype, device: torch.device
         layer = _LAYER.search(f"{name}.")
         if layer is None:
             continue
-        site = _site(name, module, int(layer[1]), dtype, device)
+        site = _site(name, module, layer, dtype, device)
         if site is None:
             continue
         if site.site.layer in found:
@@ -99,8 +105,11 @@ def describe_served_model(sites: list[ServedSite], model_config: Any) -> BaseMod
     )
 
 
-def _site(name: str, module: nn.Module, layer: int, dtype: torch.dtype, device: torch.device) -> ServedSite | None:
+def _site(
+    name: str, module: nn.Module, layer: re.Match[str], dtype: torch.dtype, device: torch.device
+) -> ServedSite | None:
     """The activation that a module holds beside a wide and a narrow map, if it is such a module."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
     from vllm.model_executor.layers.linear import (
         ColumnParallelLinear,
         MergedColumnParallelLinear,
@@ -108,44 +117,51 @@ def _site(name: str, module: nn.Module, layer: int, dtype: torch.dtype, device: 
         RowParallelLinear,
     )
 
-    wide: Any = None
-    narrow: Any = None
+    wide: list[Any] = []
+    narrow: list[Any] = []
     activations: list[tuple[str, nn.Module]] = []
     for key, child in module.named_children():
         linear = getattr(child, "base_layer", child)  # a LoRA stands around the map
-        if isinstance(linear, QKVParallelLinear):
+        if isinstance(linear, QKVParallelLinear | AttentionLayerBase):
             return None
         if isinstance(linear, ColumnParallelLinear):
-            wide = linear
+            wide.append(linear)
         elif isinstance(linear, RowParallelLinear):
-            narrow = linear
+            narrow.append(linear)
         elif _may_be_activation(child):
             activations.append((key, child))
-        else:
-            return None  # a layer that holds the maps among its other parts cannot be tried by itself
-    if wide is None or narrow is None or len(activations) != 1:
+    if not wide or len(narrow) != 1 or not activations:
         return None
+    width, whole = int(narrow[0].input_size_per_partition), int(narrow[0].input_size)
+    gated = isinstance(wide[0], MergedColumnParallelLinear)
+    if any(int(linear.output_size) != whole * (1 + gated) for linear in wide):
+        return None
+    if len(wide) > 1 or len(activations) > 1:
+        parts = ", ".join(key for key, _ in module.named_children())
+        raise NptiError(
+            f"{name} cannot be served with personalities: it holds {len(wide)} wide maps and {len(activations)} "
+            f"activations ({parts}); one of each was expected, gate and up in one map."
+        )
     key, activation = activations[0]
-    gated = isinstance(wide, MergedColumnParallelLinear)
     function = _gate_function(activation) if gated else _plain_function(activation)
     if function is None:
         raise NptiError(
             f"{name}.{key} is {type(activation).__name__}, which cannot be served with personalities; SiluAndMul and "
             "GeluAndMul can, and in layers without a gate plain activations."
         )
-    width, whole = int(narrow.input_size_per_partition), int(narrow.input_size)
     site = Site(
-        layer,
-        f"{name}.{key}",
-        module,
-        key,
-        width,
-        wide,
+        layer=int(layer[1]),
+        name=f"{name}.{key}",
+        owner=module,
+        attribute=key,
+        width=width,
+        gate=wide[0],
         gated=gated,
         dtype=dtype,
         device=device,
     )
-    return ServedSite(site, function, first=width * int(narrow.tp_rank) if width < whole else 0, whole=whole)
+    first = width * int(narrow[0].tp_rank) if width < whole else 0
+    return ServedSite(site, function, first, whole, f"{name}."[: layer.end() - 1])
 
 
 def _gate_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -162,7 +178,7 @@ def _gate_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
 def _plain_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The activation itself, if it maps every number on its own."""
     kind = type(activation)
-    if kind.__module__.startswith("torch.nn.modules.activation"):
+    if kind.__module__ in ("torch.nn.modules.activation", "transformers.activations"):
         return activation
     if kind.__module__ == "vllm.model_executor.layers.activation" and not kind.__name__.endswith(("Mul", "MulSparse")):
         return activation
@@ -170,10 +186,10 @@ def _plain_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def _may_be_activation(module: nn.Module) -> bool:
-    """An activation has no parts and no parameters, and neither dropout nor the identity is one."""
+    """No parts, no parameters but single numbers (xIELU has two), and neither dropout nor the identity."""
     if isinstance(module, nn.Dropout | nn.Identity):
         return False
-    return not list(module.children()) and not list(module.parameters())
+    return not list(module.children()) and all(parameter.numel() == 1 for parameter in module.parameters())
 
 
 def _fingerprint(sites: list[ServedSite]) -> str | None:
@@ -181,7 +197,7 @@ def _fingerprint(sites: list[ServedSite]) -> str | None:
     digest = hashlib.sha256()
     for site in sites:
         weight = getattr(site.site.gate, "weight", None)
-        if site.first or not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+        if site.first or not isinstance(weight, Tensor) or weight.dtype not in FINGERPRINTED or weight.ndim != 2:
             return None
         if weight.numel() < FINGERPRINT_WEIGHTS or weight.shape[0] != site.site.width * (1 + site.site.gated):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -13,13 +14,15 @@ from npti_export.serving.activation import ServedActivation
 from npti_export.serving.personalities import ServedPersonalities
 from npti_export.serving.settings import ServingSettings
 from npti_export.serving.slots import PersonalitySlots, TokenSlots
+from npti_export.serving.vllm_layers import LayerRun, run_layers
+from npti_export.serving.vllm_outputs import add_to_output, dense_layers, find_served_outputs
 from npti_export.serving.vllm_sites import ServedSite, describe_served_model, find_served_sites
-from npti_export.steering.tables import SteeringRow, SteeringTables, steering_rows
+from npti_export.steering.tables import NEUTRAL_SHIFT, SteeringRow, SteeringTables, steering_rows
 from npti_export.traits import PersonalitySpec
 
 logger = logging.getLogger("vllm.npti_export")
 
-CONFIG_KEY = "npti_export"
+LAYOUT_KEY = "npti_export_layout"
 """Under which the layout stands in vLLM's ``additional_config``, which enters the key of its cache of compiled graphs:
 a graph that was compiled without tables must never serve a steered model, nor one with tables of another length."""
 
@@ -39,6 +42,7 @@ def wrap_worker(settings: ServingSettings) -> None:
     def init_device(self: Any, *arguments: Any, **keywords: Any) -> Any:
         worker = self.worker
         check_parallelism(worker.vllm_config)
+        note_layout(worker.vllm_config, dense_layers(settings.adapter))
         served = settings.personalities(worker.vllm_config.model_config.dtype)
         load = worker.load_model
 
@@ -55,7 +59,7 @@ def wrap_worker(settings: ServingSettings) -> None:
 
 
 def check_parallelism(vllm_config: Any) -> None:
-    """Notes the layout for the cache of compiled graphs, and refuses what splits a step or keeps its results elsewhere.
+    """Refuses what splits a step or keeps its results elsewhere.
 
     Raises:
         NptiError: With the option that is in the way.
@@ -73,9 +77,26 @@ def check_parallelism(vllm_config: Any) -> None:
             "Personalities are not served with --kv-transfer-config or --kv-offloading-size in this release: what lies "
             "outside the server's own cache may be kept without the personality; leave them out."
         )
+    if getattr(vllm_config.compilation_config.pass_config, "enable_sp", False):
+        raise NptiError(
+            "Personalities are not served with the compilation pass enable_sp, which hands each rank a part of a "
+            "step's tokens; leave it out."
+        )
+
+
+def note_layout(vllm_config: Any, dense: list[int]) -> None:
+    """Notes what is put into the model for the cache of compiled graphs.
+
+    Args:
+        vllm_config: The engine's.
+        dense: The layers behind which a table is added to the residual stream.
+
+    Raises:
+        NptiError: If there is no place for it.
+    """
     if not isinstance(vllm_config.additional_config, dict):
         raise NptiError("Personalities are not served where --additional-config is no JSON object; leave it out.")
-    vllm_config.additional_config[CONFIG_KEY] = {"slots": slot_count(vllm_config)}
+    vllm_config.additional_config[LAYOUT_KEY] = {"rows": slot_count(vllm_config), "dense": dense}
 
 
 def slot_count(vllm_config: Any) -> int:
@@ -98,18 +119,22 @@ def steer_runner(runner: Any, served: ServedPersonalities) -> None:
     widths = [site.whole for site in sites]
     if warning := served.adapter.base_model.check_fit(describe_served_model(sites, config.model_config)):
         logger.warning("npti-export: %s.", warning)
+    runs = run_layers(runner, [site.layer_name for site in sites])
+    outputs = find_served_outputs(served.adapter, sites, runs)
     tokens = TokenSlots(runner.max_num_tokens, runner.device)
     count = slot_count(config)
-    tables = [SteeringTables(site.site, count) for site in sites]
+    tables = [SteeringTables(site.site, count, outputs.get(layer)) for layer, site in enumerate(sites)]
 
     def fill(slot: int, spec: PersonalitySpec) -> None:
         for site, own, row in zip(sites, tables, steering_rows(served.adapter, spec, widths), strict=True):
-            own.fill(slot, SteeringRow(row.cap[_slice(site)], row.shift[_slice(site)]))
+            own.fill(slot, SteeringRow(row.cap[_slice(site)], row.shift[_slice(site)], row.residual))
 
     for site, own in zip(sites, tables, strict=True):
         steered = ServedActivation(site.function, site.site.gated, own, tokens.buffer)
         setattr(site.site.owner, site.site.attribute, steered)
-    prove(sites, tables, tokens)
+        if own.output is not None and own.residual is not None:
+            add_to_output(own.output, own.residual, tokens.buffer)
+    prove(sites, tables, tokens, runs)
     slots = PersonalitySlots(count, fill)
     prepare = runner._prepare_inputs
 
@@ -128,31 +153,46 @@ def steer_runner(runner: Any, served: ServedPersonalities) -> None:
         return prepared
 
     runner._prepare_inputs = prepare_inputs
-    megabytes = sum(own.cap.nbytes + own.shift.nbytes for own in tables) / 2**20
-    logger.info("npti-export steers %d layers; %d personalities a step, %.0f MiB.", len(sites), count - 1, megabytes)
+    logger.info(
+        "npti-export steers %d layers, behind %d of them the residual stream; %d personalities a step, %.0f MiB.",
+        len(sites),
+        len(outputs),
+        count - 1,
+        sum(own.nbytes for own in tables) / 2**20,
+    )
 
 
 @torch.inference_mode()
-def prove(sites: list[ServedSite], tables: list[SteeringTables], tokens: TokenSlots) -> None:
-    """Sends one token through every feed-forward block, neutral and shifted; the block must answer differently.
+def prove(
+    sites: Sequence[ServedSite], tables: Sequence[SteeringTables], tokens: TokenSlots, runs: Sequence[LayerRun]
+) -> None:
+    """Runs every layer again on its token, neutral and moved by each of its tables; it must answer differently.
+
+    Args:
+        sites: Of all layers.
+        tables: Of the same layers, their modules in the model; neutral again afterwards.
+        tokens: The row of every token.
+        runs: Of the same layers.
 
     Raises:
-        NptiError: If one does not, because a fused kernel goes round its activation.
+        NptiError: If one does not, because a fused kernel goes round what was put there.
     """
-    for site, own in zip(sites, tables, strict=True):
-        hidden = int(site.site.gate.input_size)  # type: ignore[arg-type]
-        token = torch.ones(1, hidden, dtype=site.site.dtype, device=site.site.device)
-        neutral = site.site.owner(token.clone())
-        own.shift[1].fill_(1.0)
-        tokens.buffer[0] = 1
-        shifted = site.site.owner(token.clone())
-        tokens.buffer[0] = 0
-        own.shift[1].fill_(-0.0)
-        if torch.equal(neutral, shifted):
-            raise NptiError(
-                f"The activation {site.site.name} was replaced and the layer goes round it (a fused or quantised "
-                "kernel), so nothing would be steered; serve without it."
-            )
+    for site, own, run in zip(sites, tables, runs, strict=True):
+        neutral = run.again()
+        moving = [(site.site.name, own.shift)]
+        if own.output is not None and own.residual is not None:
+            moving.append((own.output.name, own.residual))
+        for name, table in moving:
+            table[1].fill_(1.0)
+            tokens.buffer[0] = 1
+            moved = run.again()
+            tokens.buffer[0] = 0
+            table[1].fill_(NEUTRAL_SHIFT)
+            if all(map(torch.equal, neutral, moved)):
+                raise NptiError(
+                    f"{name} was replaced and its layer goes round it (a fused or quantised kernel), so nothing would "
+                    "be steered; serve without it."
+                )
 
 
 def _slice(site: ServedSite) -> slice:

@@ -4,9 +4,9 @@
 
 CONNECTION is the number of an open connection of multiprocessing's, MODEL a folder, OPTIONS those of vllm.LLM as JSON.
 What comes in is JSON, [[{"prompt": [tokens], "personality": "openness+" or null, "max_tokens": 8}, …], …]: the requests
-of a batch run together, the batches one after the other, the prefix cache empty at first. What goes out holds for each
-request its tokens, their log-probabilities and how many tokens of its prompt came from the prefix cache, or in "error"
-why it was refused.
+of a batch run together, the batches one after the other, the prefix cache empty at first. What goes out holds in
+"answers" for each request its tokens, their log-probabilities and how many tokens of its prompt came from the prefix
+cache, or in "error" why it was refused; and in "counters" what vLLM has counted, where disable_log_stats is false.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def answer(llm: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def counters(llm: Any) -> dict[str, float]:
+    if not llm.llm_engine.log_stats:
+        return {}
+    return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+
+
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
     from vllm import LLM
@@ -61,7 +67,8 @@ def main() -> None:
         except EOFError:
             return
         assert llm.reset_prefix_cache()
-        connection.send_bytes(json.dumps([answer(llm, batch) for batch in batches]).encode())
+        answers = [answer(llm, batch) for batch in batches]
+        connection.send_bytes(json.dumps({"answers": answers, "counters": counters(llm)}).encode())
 
 
 if __name__ == "__main__":  # vLLM starts its processes anew and imports this file there

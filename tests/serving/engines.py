@@ -8,22 +8,33 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import mkstemp
 from typing import Any
 
+import numpy as np
 import torch
 from adapters_for_tests import make_adapter
 from chat_models import CHARACTERS, ROLES, tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from npti_export import PersonalityAdapter, load_personality
+from npti_export.adapter.records import Method, TraitRecord
+from npti_export.adapter.residual import ResidualShift
 
-POSITIONS = {"openness": "generated", "neuroticism": "all", "extraversion": "last_prompt+generated"}
+POSITIONS = {
+    "openness": "generated",
+    "conscientiousness": "generated",
+    "neuroticism": "all",
+    "extraversion": "last_prompt+generated",
+    "agreeableness": "generated",
+}
 """Of the served adapter's traits, so that one engine shows all of them."""
+METHODS = {"conscientiousness": Method("residual"), "agreeableness": Method("hybrid", min_effect_size=0.0)}
+"""Of those traits that are not steered by equation 4; they have a dense part."""
 VOCABULARY = 3 + len(ROLES) + len(CHARACTERS)
 TOLERANCE = 1e-4
 """Nats that vLLM's float32 log-probabilities may lie from transformers'."""
@@ -49,7 +60,7 @@ class Served:
     folder: Path
     model_folder: Path
     adapter_folder: Path
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     adapter: PersonalityAdapter
 
 
@@ -70,18 +81,48 @@ def made_to_serve(folder: Path, layers: int = 3) -> Served:
         bos_token_id=None,
         eos_token_id=1,
     )
-    model = LlamaForCausalLM(config).eval()
+    return served_model(LlamaForCausalLM(config).eval(), folder)
+
+
+def served_model(model: PreTrainedModel, folder: Path, dense: bool = True) -> Served:
+    """Any random model to serve: saved with a tokenizer, and an adapter made for it.
+
+    Args:
+        model: Its vocabulary is :data:`VOCABULARY`.
+        folder: Where its folder and the adapter's are made.
+        dense: Whether some traits have a dense part.
+    """
     model_folder, adapter_folder = folder / "tiny-served", folder / "adapter"
     model.save_pretrained(model_folder)
     tiny_tokenizer().save_pretrained(model_folder)
-    model = LlamaForCausalLM.from_pretrained(model_folder).eval()  # so that it is called as its folder is
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()  # so that it is called as its folder is
     model.generation_config.eos_token_id = None  # as the engines are told to ignore it
+    config = model.config.get_text_config()
     adapter = PersonalityAdapter(make_adapter(model).base_model, {})
     for seed, (trait, positions) in enumerate(POSITIONS.items()):
-        one = make_adapter(model, seed, (trait,), positions=positions)
-        adapter = adapter.with_trait(one.traits[trait])
+        if trait in METHODS and not dense:
+            continue
+        one = make_adapter(model, seed, (trait,), positions=positions).traits[trait]
+        if trait in METHODS:
+            one = with_method(one, METHODS[trait], config.hidden_size, range(0, config.num_hidden_layers, 2))
+        adapter = adapter.with_trait(one)
     adapter.save_pretrained(adapter_folder)
     return Served(folder, model_folder, adapter_folder, model, adapter)
+
+
+def with_method(trait: TraitRecord, method: Method, hidden: int, layers: Sequence[int]) -> TraitRecord:
+    """The same trait by a method that adds random vectors to the residual stream behind some layers."""
+    random = np.random.default_rng(len(trait.name))
+    poles = {}
+    for pole, record in trait.poles.items():
+        old = record.neurons
+        moved = random.normal(scale=0.3, size=old.shift.shape).astype(np.float32)
+        shift = method.shift(record.gamma, old.target, old.delta, moved)
+        neurons = replace(old, shift=shift, mean_difference=moved, effect_size=moved)
+        vectors = random.normal(scale=0.7, size=(len(layers), hidden)).astype(np.float32)
+        added = ResidualShift(np.array(layers, np.int16), vectors)
+        poles[pole] = replace(record, neurons=neurons, method=method, residual=added)
+    return replace(trait, poles=poles)
 
 
 def environment(served: Served, **more: str) -> dict[str, str]:
@@ -127,6 +168,8 @@ class Engine:
                 stderr=subprocess.STDOUT,
             )
         assert self._received() == b"ready"
+        self.counters: dict[str, float] = {}
+        """What vLLM has counted, as of the last answers; where the option disable_log_stats is false."""
 
     @property
     def log(self) -> str:
@@ -137,8 +180,10 @@ class Engine:
         """Answers batches one after the other, the prefix cache empty at first; the requests of a batch together."""
         asked = [[vars(request) for request in batch] for batch in batches]
         self._connection.send_bytes(json.dumps(asked).encode())
-        received: list[list[dict[str, Any]]] = json.loads(self._received())
-        return received
+        received: dict[str, Any] = json.loads(self._received())
+        self.counters = received["counters"]
+        answers: list[list[dict[str, Any]]] = received["answers"]
+        return answers
 
     def _received(self) -> bytes:
         try:

@@ -27,7 +27,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is there")
 def test_without_vllm_it_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "pip install 'npti-export[vllm]'" in refused([], capsys)
+    assert "pip install 'npti-export[vllm]'" in refused(["--engine", "vllm"], capsys)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from npti_export.adapter.residual import ResidualShift
 from npti_export.errors import NptiError
 from npti_export.serving.personalities import MAX_SPEC_LENGTH, ServedPersonalities
 from npti_export.serving.presets import read_presets
-from npti_export.traits import PersonalitySpec, Pole
+from npti_export.traits import PersonalitySpec
 
 BLOCK = 4
 
@@ -104,28 +104,30 @@ def test_poles_that_a_server_cannot_play_are_refused(tiny_llama, tiny_adapter) -
         mixed.check("openness+,neuroticism+")
 
 
-def dense(trait: TraitRecord, *poles: Pole) -> TraitRecord:
-    """The trait with a dense part in some of its poles."""
-    added = ResidualShift(np.array([1], np.int16), np.ones((1, 32), np.float32))
-    changed = {pole: replace(trait.poles[pole], method=Method("residual"), residual=added) for pole in poles}
-    return replace(trait, poles={**trait.poles, **changed})
+def dense(trait: TraitRecord, size: float) -> TraitRecord:
+    """The trait with nothing but a dense part: no neuron is moved or capped."""
+    added = ResidualShift(np.array([1], np.int16), np.full((1, 32), size, np.float32))
+    poles = {}
+    for pole, record in trait.poles.items():
+        still = replace(record.neurons, shift=np.zeros_like(record.neurons.shift))
+        poles[pole] = replace(record, neurons=still, caps="none", method=Method("residual"), residual=added)
+    return replace(trait, poles=poles)
 
 
-def test_poles_with_a_dense_part_are_refused_by_name_and_the_others_served(adapter: PersonalityAdapter) -> None:
-    mixed = ServedPersonalities(adapter.with_trait(dense(adapter.traits["openness"], Pole.LOW)))
-    assert mixed.poles == ["openness+", "neuroticism+", "neuroticism-"]
-    assert list(mixed.refused) == ["openness-"]
-    said = "Personality 'openness-': the method residual adds to the residual stream, which cannot be served by vLLM"
-    assert mixed.refused["openness-"].startswith(said)
-    for spec in ("openness-", "openness-,neuroticism+"):
-        with pytest.raises(NptiError, match="the method residual adds to the residual stream"):
-            mixed.check(spec)
-    with pytest.raises(NptiError, match="the method residual"):
-        ServedPersonalities(mixed.adapter, default="openness-")
-    for name in ("openness", "neuroticism"):
-        adapter = adapter.with_trait(dense(adapter.traits[name], *Pole))
-    with pytest.raises(NptiError, match=r"^Personality 'openness\+': the method residual"):
-        ServedPersonalities(adapter)
+def test_a_dense_part_alone_is_something_to_serve(adapter: PersonalityAdapter) -> None:
+    served = ServedPersonalities(adapter.with_trait(dense(adapter.traits["openness"], 1.0)))
+    assert served.poles == ["openness+", "openness-", "neuroticism+", "neuroticism-"]
+    assert str(served.check("openness+0.5,neuroticism-")) == "openness+0.5,neuroticism-"
+    nothing = ServedPersonalities(adapter.with_trait(dense(adapter.traits["openness"], 0.0)))
+    with pytest.raises(NptiError, match="would do nothing"):
+        nothing.check("openness+")
+
+
+def test_a_dense_part_that_the_dtype_may_not_hold_is_refused(adapter: PersonalityAdapter) -> None:
+    served = ServedPersonalities(adapter.with_trait(dense(adapter.traits["openness"], 1000.0)), largest=65504.0)
+    served.check("openness+")
+    with pytest.raises(NptiError, match=r"'openness\+2': its shifts do not fit"):
+        served.check("openness+2")
 
 
 def test_blocks_of_the_prompt_are_shared_and_steered_ones_are_not(served: ServedPersonalities) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from transformers import LlamaForCausalLM
 
+from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.base_model import LayerNeurons
 from npti_export.errors import NptiError
+from npti_export.serving.added import AddedPersonalities
 from npti_export.serving.personalities import ServedPersonalities
-from npti_export.serving.vllm_frontend import check_request, take_personality
+from npti_export.serving.settings import ServingSettings
+from npti_export.serving.vllm_frontend import check_config, check_request, take_personality
 
 NAMES = ["base", "a-lora"]
 
@@ -62,6 +66,14 @@ def test_a_name_hands_its_personality_to_the_engine(
     assert (given.model, given.vllm_xargs) == (model, arguments)
 
 
+def test_a_name_goes_to_the_engine_as_what_it_stands_for(served: ServedPersonalities) -> None:
+    """The engine's processes do not know names that were added while the server ran."""
+    AddedPersonalities(served, 1).add("curious", "Openness + 1.20")
+    for request in (Completion("base:curious"), Completion(vllm_xargs={"personality": "curious"})):
+        take_personality(served, request, NAMES)
+        assert (request.model, request.vllm_xargs) == ("base", {"personality": "openness+1.2"})
+
+
 def test_requests_that_generate_nothing_may_use_the_name(served: ServedPersonalities) -> None:
     request = Tokenize("base:openness+")
     take_personality(served, request, NAMES)
@@ -100,3 +112,12 @@ def test_the_engine_refuses_what_it_is_given_directly(served: ServedPersonalitie
         check_request(served, Sampling({"personality": "anger+"}), resumable=False)
     with pytest.raises(NptiError, match="whose prompt grows"):
         check_request(served, Sampling({"personality": "openness+"}), resumable=True)
+
+
+def test_an_adapter_of_a_mixture_is_refused_by_name(tiny_llama, tiny_adapter) -> None:
+    adapter = tiny_adapter(tiny_llama)
+    experts = (LayerNeurons(dense=0, experts=4, per_expert=16),) * 2
+    mixture = replace(adapter.base_model, id="some-mixture", neurons_per_layer=experts)
+    settings = ServingSettings("folder", PersonalityAdapter(mixture, {}), None)
+    with pytest.raises(NptiError, match="some-mixture, which the adapter was made for, is a mixture of experts"):
+        check_config(settings, object())

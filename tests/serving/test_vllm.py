@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import POSITIONS, VOCABULARY, Engine, Request, Served, assert_same, by_transformers, made_to_serve
+from engines import (
+    ANSWER_SECONDS,
+    POSITIONS,
+    VOCABULARY,
+    Engine,
+    Request,
+    Served,
+    assert_same,
+    by_transformers,
+    made_to_serve,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,6 +39,10 @@ SPECS = (
     "neuroticism-",
     "extraversion+",
     "extraversion-1.5",
+    "conscientiousness+",
+    "conscientiousness-0.5",
+    "agreeableness+",
+    "agreeableness-1.3,openness+0.5",
 )
 BLOCK = 32
 EAGER = {"enforce_eager": True, "block_size": BLOCK, "enable_prefix_caching": True}
@@ -70,8 +88,8 @@ def mixed(count: int) -> list[Request]:
         # Every steered request has a strength of its own, so that none can be right by another's row.
         spec = SPECS[n % len(SPECS)]
         if spec is not None and spec != "neutral" and n >= len(SPECS):
-            sign = "+" if "+" in spec else "-"
-            spec = f"{spec.split(sign)[0]}{sign}{0.3 + n / 50:g}"
+            trait, sign = re.match(r"(\w+)([+-])", spec).groups()
+            spec = f"{trait}{sign}{0.3 + n / 50:g}"
         requests.append(Request((shared + own)[: 64 + n] if n % 2 else own, spec, draw.randint(8, 40)))
     return requests
 
@@ -87,7 +105,7 @@ def assert_all_same(served: Served, answers: list[dict[str, Any]], requests: lis
 
 def test_it_says_that_it_is_live_and_what_it_holds(engine: Engine, served: Served) -> None:
     assert f"npti-export is live: adapter {served.adapter_folder} with openness+, openness-, " in engine.log
-    assert "npti-export steers 3 layers" in engine.log
+    assert "npti-export steers 3 layers, behind 2 of them the residual stream" in engine.log
 
 
 def test_a_request_alone_is_answered_as_by_the_runtime(engine: Engine, served: Served) -> None:
@@ -151,16 +169,18 @@ def test_chunks_of_a_prompt_and_preemption_change_nothing(served: Served) -> Non
     requests = [Request(prompt(100 + n, seed=n), SPECS[n % len(SPECS)], 60) for n in range(12)]
     # Six blocks a request in the end, twelve requests, and room for five of them.
     narrow = EAGER | {"max_num_batched_tokens": 48, "max_num_seqs": 16, "num_gpu_blocks_override": 32}
-    with Engine(served, **narrow) as engine:
+    with Engine(served, disable_log_stats=False, **narrow) as engine:
         answers = engine.answers(requests)[0]
+        assert engine.counters["vllm:num_preemptions"] > 0
     assert_all_same(served, answers, requests)
 
 
 def test_drafts_are_steered_as_what_they_become(served: Served) -> None:
     requests = [Request(prompt(6, seed=3) * 4, spec, 40) for spec in SPECS]
     drafted = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    with Engine(served, speculative_config=drafted, **EAGER) as engine:
+    with Engine(served, disable_log_stats=False, speculative_config=drafted, **EAGER) as engine:
         answers = engine.answers(requests)[0]
+        assert engine.counters["vllm:spec_decode_num_accepted_tokens"] > 0
     assert_all_same(served, answers, requests)
 
 
@@ -170,3 +190,24 @@ def test_each_rank_holds_its_slice(served: Served) -> None:
     with Engine(served, **EAGER | split) as engine:
         answers = engine.answers(requests)[0]
     assert_all_same(served, answers, requests)
+
+
+FAMILIES = ("Gemma3Text", "Phi3", "GPT2", "GPTNeoX", "OPT", "Mixtral")
+
+
+@pytest.fixture(scope="module")
+def of_families() -> dict[str, list[str]]:
+    """What vllm_families.py says of each: of neurons and of a dense part."""
+    program = Path(__file__).with_name("vllm_families.py")
+    command = [sys.executable, str(program), *FAMILIES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    return {name: results for name, *results in lines}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_steered_as_by_the_runtime_or_refused(of_families: dict[str, list[str]], name: str) -> None:
+    if name == "Mixtral":
+        assert "is a mixture of experts, whose fused kernels go round the" in of_families[name][0]
+    else:
+        assert of_families[name] == ["equal", "the same"]

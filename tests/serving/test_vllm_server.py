@@ -15,7 +15,9 @@ from pathlib import Path
 
 import openai
 import pytest
-from engines import Request, Served, assert_same, by_transformers, environment, made_to_serve
+from engines import POSITIONS, Request, Served, assert_same, by_transformers, environment, made_to_serve
+
+from npti_export.traits.trait import in_canonical_order
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,6 +29,7 @@ NAME = "tiny"
 PROMPT = (10, 11, 12, 13, 14, 15, 16)
 TOKENS = 16
 START_SECONDS = 900
+ADMIN_KEY = "a-key-for-these-tests"
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,15 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose requests are calm unless they say otherwise."""
+    """A server whose requests are calm unless they say otherwise, set up by ``--additional-config``."""
     port, folder = free_port(), tmp_path_factory.mktemp("server")
     log, presets = folder / "log", folder / "presets.json"
     presets.write_text('{"curious": "openness+1.2"}', encoding="utf-8")
+    config = {"adapter": str(served.adapter_folder), "personality": "neuroticism-", "presets": str(presets), "slots": 2}
+    arguments = [*command(served, port), "--additional-config", json.dumps({"npti_export": config})]
     with log.open("w") as written:
-        env = environment(served, NPTI_PERSONALITY="neuroticism-", NPTI_PRESETS=str(presets))
-        server = subprocess.Popen(command(served, port), env=env, stdout=written, stderr=subprocess.STDOUT)
+        env = environment(served, NPTI_ADAPTER="", NPTI_ADMIN_KEY=ADMIN_KEY)
+        server = subprocess.Popen(arguments, env=env, stdout=written, stderr=subprocess.STDOUT)
     try:
         address, began = f"http://127.0.0.1:{port}", time.monotonic()
         while True:
@@ -68,7 +73,8 @@ def address(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 time.sleep(0.5)
         said = log.read_text()
         assert "npti-export is live: adapter" in said
-        assert "openness+, openness-, extraversion+, extraversion-, neuroticism+, neuroticism-" in said
+        poles = [f"{trait}{sign}" for trait in in_canonical_order(POSITIONS) for sign in "+-"]
+        assert f" with {', '.join(poles)}; requests that name none are neuroticism-." in said
         yield address
         assert server.poll() is None, log.read_text()[-6000:]
     finally:
@@ -84,6 +90,17 @@ def client(address: str) -> openai.OpenAI:
 def posting(url: str, body: dict[str, object]) -> urllib.request.Request:
     headers = {"Content-Type": "application/json"}
     return urllib.request.Request(url, json.dumps(body).encode(), headers)
+
+
+def changed(url: str, method: str, body: dict[str, object] | None = None, key: str = ADMIN_KEY) -> tuple[int, str]:
+    """Status and text with which the endpoint of personalities answers."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def refusal(url: str, body: dict[str, object]) -> tuple[int, str]:
@@ -125,6 +142,28 @@ def test_a_personality_by_request_by_name_and_by_default(client: openai.OpenAI, 
 def test_presets_are_listed_as_models_and_answer(client: openai.OpenAI, served: Served) -> None:
     assert [model.id for model in client.models.list()] == [NAME, f"{NAME}:curious"]
     assert_same(completion(client, model=f"{NAME}:curious"), reference(served, "openness+1.2"))
+
+
+def test_names_are_added_while_the_server_runs(address: str, client: openai.OpenAI, served: Served) -> None:
+    url = f"{address}/personalities"
+    warm = {"name": "warm-agent", "personality": "agreeableness+,openness+0.5"}
+    assert changed(url, "POST", warm, key="not-the-key")[0] == 401
+    with pytest.raises(openai.BadRequestError, match="a term is a trait"):
+        completion(client, model=f"{NAME}:warm-agent")
+    assert changed(url, "POST", warm)[0] == 200
+    assert changed(url, "POST", {"name": "other", "personality": "conscientiousness-"})[0] == 200
+    expected = reference(served, "openness+0.5,agreeableness+")
+    assert_same(completion(client, model=f"{NAME}:warm-agent"), expected)
+    assert_same(completion(client, vllm_xargs={"personality": "warm-agent"}), expected)
+    assert_same(completion(client, model=f"{NAME}:other"), reference(served, "conscientiousness-"))
+    assert [model.id for model in client.models.list()][2:] == [f"{NAME}:warm-agent", f"{NAME}:other"]
+    status, said = changed(url, "POST", {"name": "third", "personality": "openness-"})
+    assert (status, "All 2 slots for added personalities are taken" in said) == (400, True)
+    for name in ("warm-agent", "other"):
+        assert changed(f"{url}/{name}", "DELETE")[0] == 200
+    with pytest.raises(openai.BadRequestError, match="a term is a trait"):
+        completion(client, model=f"{NAME}:other")
+    assert len(list(client.models.list())) == 2
 
 
 BAD = [
