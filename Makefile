@@ -6,15 +6,20 @@ BIN := $(VENV)/bin
 # else pulls another build.
 TORCH := torch==2.13.0
 
+# Beside the environment, for the slow tests that ask for it: transformers imports it wherever it is installed, which
+# takes seconds and prints lines of its own.
+TORCHAO := torchao==0.18.0
+
 VLLM_VENV := .venv-vllm
 
-.PHONY: setup demo test test-slow test-vllm lint adapters model clean
+.PHONY: setup demo test test-slow test-vllm soak-vllm lint adapters report model clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/torchao $(TORCHAO)
 	touch $@
 
 demo: setup  ## the main job, end to end, on the bundled model
@@ -38,6 +43,9 @@ $(VLLM_VENV)/.done: pyproject.toml
 test-vllm: $(VLLM_VENV)/.done  ## the plugin in real vLLM engines, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/serving
 
+soak-vllm: $(VLLM_VENV)/.done  ## ten minutes of load on a vLLM server: wrong answers, growth of memory
+	$(VLLM_VENV)/bin/python eval/vllm_soak.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +54,9 @@ lint: setup
 model: setup  ## trains npti-demo anew and measures it, about an hour
 	$(BIN)/python -m npti_export.demo.train
 	$(BIN)/python -m npti_export.demo.report
+
+report: setup  ## all methods side by side on the ten poles of npti-demo, about a quarter of an hour
+	$(BIN)/python eval/report.py
 
 adapters: setup  ## identifies and evaluates the ten poles of npti-demo anew
 	$(BIN)/python eval/demo_adapter.py
