@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from npti_export.cli import judging, loading, options
+from npti_export.cli import further, judging, loading, options
 from npti_export.errors import NptiError
+
+if TYPE_CHECKING:
+    from npti_export.evaluation.capability_budget import Capable
 
 
 @click.command("calibrate", epilog="Example: npti-export calibrate adapters/Qwen--Qwen2.5-7B-Instruct --search")
@@ -30,6 +34,14 @@ from npti_export.errors import NptiError
     default=0.05,
     show_default=True,
     help="Largest loss of fluency as a share of the judge's scale; where a judge rates it, this counts and no ratio.",
+)
+@further.tasks
+@click.option(
+    "--max-points",
+    type=click.FloatRange(0.0, 100.0),
+    default=2.0,
+    show_default=True,
+    help="Largest loss on any of the --tasks, in points of a hundred; a dose that loses more is brought down.",
 )
 @judging.judge
 @judging.judge_url
@@ -57,6 +69,8 @@ def command(
     search: bool,
     max_ratio: float,
     max_loss: float,
+    tasks: str | None,
+    max_points: float,
     judge_names: tuple[str, ...],
     judge_url: str | None,
     max_cost: float | None,
@@ -77,9 +91,10 @@ def command(
     effect that keeps within the budget; strength 1.0 means that dose afterwards. Scores of the old dose are removed.
     Sums of two personalities are checked too, and those that together cost too much are named.
     """
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     judging.check_judge_names(judge_names, judge_url)
+    benchmarks = further.task_names(tasks)
     if adapter is not None and not adapter.is_dir():
         raise NptiError(f"There is no folder {adapter}; calibrate writes into one: fetch it with npti-export pull.")
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
@@ -120,8 +135,8 @@ def command(
     questions, judges, ways = {}, {}, {}
     for name in names:
         given = read_questions(questions_file, name) if questions_file else shipped_questions(name, "identification")
-        said = read_transcripts(transcripts or transcripts_file(folder, name))
-        questions[name] = own_questions(given, said, name, max_questions, seed)
+        answered = read_transcripts(transcripts or transcripts_file(folder, name))
+        questions[name] = own_questions(given, answered, name, max_questions, seed)
         judges[name] = judging.make_judges(
             judge_names,
             trait_named(name),
@@ -160,6 +175,15 @@ def command(
         partial(loading.stage, quiet=quiet),
     )
     target = output or folder
+    capable: tuple[Capable, ...] = ()
+    if benchmarks:
+        from npti_export.evaluation.capability_budget import within_capability
+
+        with loading.stage("benchmarks", 2 * len(names) + 1, quiet) as progress:
+            steered, capable = within_capability(
+                model, tokenizer, found.adapter, names, benchmarks, max_points, batch_size, lambda: progress(1)
+            )
+        found = replace(found, adapter=steered)
     found.adapter.save_pretrained(target)
     write_calibration(target, found)
     for warning in found.warnings:
@@ -172,11 +196,18 @@ def command(
             {"personality": cost.personality, "ratio": cost.ratio.mean, "overdoses": cost.overdoses}
             for cost in found.sums
         ]
-        click.echo(json.dumps({"folder": str(target), "poles": rows, "sums": sums}, indent=2, ensure_ascii=False))
+        said: dict[str, Any] = {"folder": str(target), "poles": rows, "sums": sums}
+        if capable:
+            said["capability"] = [asdict(of_pole) for of_pole in capable]
+        click.echo(json.dumps(said, indent=2, ensure_ascii=False))
         return
     for personality, row in rows.items():
         rank = "none" if row["rank_correlation"] is None else f"{row['rank_correlation']:.2f}"
         tips = "nowhere" if row["tips_over"] is None else f"beyond γ {row['tips_over']:g}"
         click.echo(f"{personality:20} {row['reason']}")
         click.echo(f"{'':20} rank correlation of dose and effect {rank}; tips over {tips}")
+    for of_pole in capable:
+        kept = "" if of_pole.share == 1.0 else f"; brought down to {of_pole.share:.0%} of that dose"
+        short = "" if of_pole.affordable else f", more than {max_points:g}"
+        click.echo(f"{of_pole.personality:20} loses {of_pole.points:.1f} points on {of_pole.task}{short}{kept}")
     click.echo(f"Written to {target}")

@@ -114,6 +114,7 @@ def experts_in(layer: nn.Module, layer_name: str) -> list[tuple[str, nn.Module, 
 
     They lie fused in three-dimensional parameters, as no dense part does.
 
+    >>> import torch
     >>> experts = nn.ParameterDict({"up": torch.zeros(4, 6, 2), "router": torch.zeros(4, 2)})
     >>> [(name, count) for name, _, count in experts_in(nn.ModuleDict({"experts": experts}), "mlp")]
     [('mlp.experts', 4)]

@@ -16,6 +16,9 @@ from one_by_one import logits_one_by_one
 from npti_export.cli.further import task_names
 from npti_export.errors import NptiError
 from npti_export.evaluation.capability import by_document, measure_capability
+from npti_export.evaluation.capability_budget import SHARES, within_capability
+from npti_export.evaluation.trial import with_dose
+from npti_export.traits import Pole
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
@@ -178,3 +181,28 @@ def test_task_files_that_are_not_there_are_refused() -> None:
     with pytest.raises(NptiError, match="names no task"):
         task_names(" , ")
     assert task_names("gsm8k, mmlu") == ["gsm8k", "mmlu"]
+
+
+@pytest.mark.slow
+def test_a_dose_that_loses_too_much_is_brought_down_and_no_other(model, tmp_path: Path) -> None:
+    adapter, tasks = make_adapter(model, seed=3), [task_file(tmp_path, MULTIPLE_CHOICE)]
+    arguments = (model, tiny_tokenizer(), adapter, ["openness"], tasks)
+    same, at_whole = within_capability(*arguments, max_points=100.0)
+    assert same == adapter
+    assert [(found.share, found.affordable) for found in at_whole] == [(1.0, True)] * 2
+    none, least = within_capability(*arguments, max_points=-100.0)
+    assert [(found.share, found.affordable) for found in least] == [(SHARES[-1], False)] * 2
+    for found in least:
+        pole = Pole.HIGH if found.personality.endswith("+") else Pole.LOW
+        record = adapter.traits["openness"].poles[pole]
+        assert none.traits["openness"].poles[pole] == with_dose(record, record.gamma * SHARES[-1])
+        measured = measure_capability(model, tiny_tokenizer(), none, [found.personality], tasks)
+        assert max(-score.change.mean for score in measured.of(found.personality)) == found.points
+    # A budget between what the poles lose brings down the worse one alone.
+    worse = max(at_whole, key=lambda found: found.points)
+    better = min(at_whole, key=lambda found: found.points)
+    if worse.points > better.points:
+        _, between = within_capability(*arguments, max_points=(worse.points + better.points) / 2)
+        shares = {found.personality: found.share for found in between}
+        assert shares[better.personality] == 1.0
+        assert shares[worse.personality] < 1.0
