@@ -1,0 +1,192 @@
+"""How many questions are enough: reliability of delta by questions asked, and the effect beside that of all questions.
+
+    python eval/stopping.py
+
+on npti-demo, or `--model` with `--output`. Writes stopping.md, stopping.json and stopping.png into eval/results/, and
+takes about ten minutes for five traits on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from npti_export.cli import loading, options
+from npti_export.evaluation.intervals import Estimate, bootstrap_mean
+from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.protocol import EVALUATION_DECODING
+from npti_export.evaluation.trial import Trial
+from npti_export.identification.files import TraitFiles
+from npti_export.identification.reliability import Reliability
+from npti_export.identification.selection import run_selects
+from npti_export.identification.selector import Selector
+from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure
+from npti_export.pipeline import plan_traits, work_with
+from npti_export.traits import TRAITS, Pole
+from npti_export.traits.material import shipped_questions
+
+RESULTS = Path("eval/results")
+SIZES = (36, 96, 378)
+"""Questions a pole: about where a run may stop first, about the default limit, and all that are not held back."""
+SELECTORS = {"npti": (Selector(), 0.7), "hybrid": (Selector("hybrid"), 1.0)}
+"""Rules whose effect is compared, each at one dose."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The effect of a selection from some of the questions beside that from all of them.
+
+    Args:
+        personality: The pole.
+        method: The rule.
+        questions: Asked at each pole.
+        effect: Change of the local judge's score towards the pole, on test questions.
+        difference: That effect minus the effect of all questions, paired over test questions.
+    """
+
+    personality: str
+    method: str
+    questions: int
+    effect: Estimate
+    difference: Estimate
+
+
+@click.command()
+@options.model
+@click.option("--trait", "traits", multiple=True, help="Only these traits; all five unless given.")
+@click.option("--test-questions", type=click.IntRange(2), default=46, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@options.device
+@options.dtype
+@options.batch_size
+def main(
+    model_name: str | None,
+    traits: tuple[str, ...],
+    test_questions: int,
+    output: Path,
+    device: str,
+    dtype: str,
+    batch_size: int,
+) -> None:
+    model, tokenizer = loading.load_model(model_name, device, dtype, quiet=False)
+    curves: dict[str, tuple[Reliability, ...]] = {}
+    compared: list[Compared] = []
+    for name in traits or tuple(TRAITS):
+        curves[name], of_trait = measure_trait(model, tokenizer, name, test_questions, batch_size)
+        compared += of_trait
+    output.mkdir(parents=True, exist_ok=True)
+    model_id = work_with(model, tokenizer).base_model.id
+    record = {
+        "model": model_id,
+        "curves": {name: [asdict(point) for point in curve] for name, curve in curves.items()},
+        "effects": [asdict(row) for row in compared],
+    }
+    (output / "stopping.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (output / "stopping.md").write_text(page(curves, compared, model_id), encoding="utf-8")
+    picture(curves, model_id).savefig(output / "stopping.png")
+    click.echo((output / "stopping.md").read_text(encoding="utf-8"))
+
+
+def measure_trait(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, test_questions: int, batch_size: int
+) -> tuple[tuple[Reliability, ...], list[Compared]]:
+    """The curve of one trait over all questions, and the effects of selections from the first of them and from all."""
+    work = work_with(model, tokenizer, batch_size)
+    chosen = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = TraitFiles(Path(folder), name)
+        for size in SIZES:
+            material = plan_traits([name], max_questions=size)[name]
+            with loading.stage(f"{name}: {size} questions", 2 * len(material.planned)) as progress:
+                transcripts, statistics, measured = run_elicit_and_measure(work, files, material, 1.0, progress)
+            selectors = [selector for selector, _ in SELECTORS.values()]
+            records = run_selects(name, statistics, measured, [selectors])[0]
+            chosen[measured.curve[-1].questions] = dict(zip(SELECTORS, records, strict=True))
+    questions = shipped_questions(name, "test")
+    texts = [question.text for question in questions[:: max(1, len(questions) // test_questions)]][:test_questions]
+    decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
+    rows = []
+    with loading.stage(f"{name}: effects", (1 + 2 * len(SIZES) * len(SELECTORS)) * len(texts)) as progress:
+        trial = Trial(model, tokenizer, work.base_model, texts, LocalJudge.train(transcripts), decoding, progress)
+        for method, (_, gamma) in SELECTORS.items():
+            for pole in Pole:
+                doses = {size: trial.measure(records[method], pole, gamma) for size, records in chosen.items()}
+                whole = np.array(doses[max(doses)].changes)
+                for size, dose in doses.items():
+                    difference = bootstrap_mean(np.array(dose.changes) - whole, 0)
+                    rows.append(Compared(f"{name}{pole.sign}", method, size, dose.effect, difference))
+    return measured.curve, rows
+
+
+def page(curves: dict[str, tuple[Reliability, ...]], compared: list[Compared], model_id: str) -> str:
+    """The tables as Markdown."""
+    lines = [
+        "# How many questions are enough",
+        "",
+        f"Made by `python eval/stopping.py` on {model_id}. Split-half: correlation over all neurons of delta from two",
+        "halves of the questions, corrected to full length; overlap: of the neurons that either half would choose, the",
+        "share that both would; margin: half the width of delta's 95 % interval, median over the chosen neurons (both",
+        f"means over the poles). A run stops at a split-half of {RELIABILITY:g}, not before 30 questions, and at 100.",
+        "",
+        "| trait | questions a pole | split-half | overlap | margin |",
+        "|---|---|---|---|---|",
+    ]
+    for name, curve in curves.items():
+        shown = [point for at, point in enumerate(curve) if at in (0, 2, 4, 7) or at % 8 == 7 or point is curve[-1]]
+        for point in shown:
+            margins = [margin for margin in point.margin.values() if margin is not None]
+            margin = f"±{np.mean(margins):.3f}" if margins else ""
+            overlap = np.mean(list(point.overlap.values()))
+            lines.append(f"| {name} | {point.questions} | {point.split_half:.3f} | {overlap:.2f} | {margin} |")
+    lines += [
+        "",
+        "![Reliability by questions](stopping.png)",
+        "",
+        "## The effect beside that of all questions",
+        "",
+        "On test questions that no selection saw, one dose a rule. Difference: from all questions, paired.",
+        "",
+        "| personality | rule | questions a pole | effect | difference from all |",
+        "|---|---|---|---|---|",
+    ]
+    most = max(row.questions for row in compared)
+    for row in compared:
+        beside = "" if row.questions == most else str(row.difference)
+        lines.append(f"| `{row.personality}` | {row.method} | {row.questions} | {row.effect} | {beside} |")
+    for size in sorted({row.questions for row in compared} - {most}):
+        of_size = [row.difference for row in compared if row.questions == size]
+        equal = sum(difference.low <= 0.0 <= difference.high for difference in of_size)
+        mean = np.mean([difference.mean for difference in of_size])
+        lines += [
+            "",
+            f"With {size} questions the interval of the difference holds 0 in {equal} of {len(of_size)} cases; mean "
+            f"difference {mean:+.3f}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def picture(curves: dict[str, tuple[Reliability, ...]], model_id: str) -> Figure:
+    """Split-half reliability and overlap by questions, a line a trait."""
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    figure.suptitle(f"Reliability by questions asked, {model_id}")
+    left, right = figure.subplots(1, 2)
+    for name, curve in curves.items():
+        questions = [point.questions for point in curve]
+        left.plot(questions, [point.split_half for point in curve], marker="o", markersize=3, label=name)
+        right.plot(questions, [np.mean(list(point.overlap.values())) for point in curve], marker="o", markersize=3)
+    left.axhline(RELIABILITY, color="grey", linewidth=0.8, linestyle=":")
+    left.set(xlabel="questions a pole", ylabel="split-half reliability of delta")
+    right.set(xlabel="questions a pole", ylabel="overlap of the halves' selections", ylim=(0, 1))
+    left.legend(fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
