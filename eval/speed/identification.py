@@ -166,7 +166,7 @@ def report(about: dict[str, Any], speeds: Sequence[Speed]) -> str:
         + ", ".join(f"{library} {version}" for library, version in about["versions"].items())
         + ".",
         "",
-        "Answer tokens a second, median over rounds in which all take turns; ratio to the two baseline runs of a round,",
+        "Answer tokens a second, median over rounds in which all take turns; ratio to both baseline runs of a round,",
         "median [10th to 90th percentile over the rounds]. *Again* is the second of these by the first: noise.",
     ]
     for case, of_case in names.items():
