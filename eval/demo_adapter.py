@@ -16,15 +16,21 @@ from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.cli import loading
 from npti_export.cli.eval import print_evaluation
 from npti_export.evaluation.answering import Asker
-from npti_export.evaluation.card_scores import with_scores
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.dose.recalibration import (
+    MAX_RATIO,
+    QUESTIONS,
+    own_questions,
+    recalibrate,
+    write_calibration,
+)
+from npti_export.evaluation.dose.trial import DoseBudget
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.methods import ADAPTER, PERSONA, PLACEBO, UNSTEERED, Rivals, methods_of
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.evaluation.recalibration import MAX_RATIO, QUESTIONS, own_questions, recalibrate, write_calibration
+from npti_export.evaluation.report.card_scores import with_scores
+from npti_export.evaluation.report.table import columns, judge_lines, markdown, table_rows
 from npti_export.evaluation.results import Evaluation
 from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
-from npti_export.evaluation.table import columns, judge_lines, markdown, table_rows
-from npti_export.evaluation.trial import DoseBudget
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.selector import AUTO, Selector
 from npti_export.pipeline import identify, transcripts_file

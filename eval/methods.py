@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.cli import loading, options
+from npti_export.evaluation.dose.trial import MAX_FLUENCY, Trial
 from npti_export.evaluation.intervals import Estimate
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.evaluation.trial import MAX_FLUENCY, Trial
 from npti_export.identification.answers import Prompt, generate_answers
 from npti_export.identification.files import TraitFiles
 from npti_export.identification.selection import run_selects

@@ -22,20 +22,20 @@ from npti_export.adapter.find import find_adapter
 from npti_export.cli import loading, options
 from npti_export.errors import NptiError
 from npti_export.evaluation.answering import Asker
-from npti_export.evaluation.card_scores import with_scores
 from npti_export.evaluation.compare import paired_difference
 from npti_export.evaluation.fluency import answer_nll
 from npti_export.evaluation.intervals import bootstrap_mean, exponential
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.methods import ADAPTER, UNSTEERED, Method, Rivals, methods_of
-from npti_export.evaluation.neurons_section import neurons_section
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.evaluation.report_files import write_report
+from npti_export.evaluation.report.card_scores import with_scores
+from npti_export.evaluation.report.neurons_section import neurons_section
+from npti_export.evaluation.report.report_files import write_report
+from npti_export.evaluation.report.table import verdict_lines
 from npti_export.evaluation.results import Evaluation, SeedResult
 from npti_export.evaluation.rivals import made_anew, most_residual_answers, residual_alone
 from npti_export.evaluation.scoring import scores_of
 from npti_export.evaluation.side_by_side import DOSES, Exam, Subject, count_answers, evaluate
-from npti_export.evaluation.table import verdict_lines
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.files import TraitFiles, digest
 from npti_export.identification.questions import balanced

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.cli import loading, options
+from npti_export.evaluation.dose.trial import Trial
 from npti_export.evaluation.intervals import Estimate, bootstrap_mean
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.evaluation.trial import Trial
 from npti_export.identification.files import TraitFiles
 from npti_export.identification.reliability import Reliability
 from npti_export.identification.selection import run_selects

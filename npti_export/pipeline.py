@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import default_adapter_folder
 from npti_export.errors import NptiError
-from npti_export.evaluation.calibration import DOSES, DOSES_BY_MEAN, calibrate, most_answers
-from npti_export.evaluation.calibration_file import read_done, write_done
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.dose.calibration import DOSES, DOSES_BY_MEAN, calibrate, most_answers
+from npti_export.evaluation.dose.calibration_file import read_done, write_done
+from npti_export.evaluation.dose.trial import MAX_FLUENCY
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
-from npti_export.evaluation.trial import MAX_FLUENCY
 from npti_export.identification.answer_faults import AnswerFaults
 from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import IDENTIFICATION_DECODING, Transcript

@@ -13,7 +13,7 @@ import torch
 from chat_models import tiny_chat_model, tiny_tokenizer
 from transformers import LlamaForCausalLM
 
-from npti_export.evaluation import calibration
+from npti_export.evaluation.dose import calibration
 from npti_export.identification.questions import HELD_BACK
 from npti_export.pipeline import Identified, identify
 from npti_export.traits import Pole

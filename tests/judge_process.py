@@ -8,9 +8,9 @@ from unittest.mock import patch
 
 from judge_server import SECRET, Asked
 
-from npti_export.evaluation import chat_requests
-from npti_export.evaluation.judgement import Judgement
-from npti_export.evaluation.openai_judge import OpenAIJudge
+from npti_export.evaluation.judges import chat_requests
+from npti_export.evaluation.judges.judgement import Judgement
+from npti_export.evaluation.judges.openai_judge import OpenAIJudge
 from npti_export.traits import trait_named
 
 QUESTIONS = [f"Question {at}?" for at in range(150)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npti_export.evaluation.cost import Cost
-from npti_export.evaluation.judgement import Criterion, Judgement
+from npti_export.evaluation.judges.cost import Cost
+from npti_export.evaluation.judges.judgement import Criterion, Judgement
 
 
 class RuleJudge:

@@ -13,7 +13,7 @@ from npti_export.cli import further, judging, loading, options
 from npti_export.errors import NptiError
 
 if TYPE_CHECKING:
-    from npti_export.evaluation.capability_budget import Capable
+    from npti_export.evaluation.dose.capability_budget import Capable
 
 
 @click.command("calibrate", epilog="Example: npti-export calibrate adapters/Qwen--Qwen2.5-7B-Instruct --search")
@@ -101,19 +101,19 @@ def command(
 
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
-    from npti_export.evaluation.cost import Budget, cost_ahead
-    from npti_export.evaluation.protocol import EVALUATION_DECODING
-    from npti_export.evaluation.recalibration import (
+    from npti_export.evaluation.dose.recalibration import (
         POSITIONS,
         own_questions,
         recalibrate,
         write_calibration,
     )
-    from npti_export.evaluation.recalibration import (
+    from npti_export.evaluation.dose.recalibration import (
         as_json as found_as_json,
     )
-    from npti_export.evaluation.sweep import most_sweep_answers
-    from npti_export.evaluation.trial import DoseBudget
+    from npti_export.evaluation.dose.sweep import most_sweep_answers
+    from npti_export.evaluation.dose.trial import DoseBudget
+    from npti_export.evaluation.judges.cost import Budget, cost_ahead
+    from npti_export.evaluation.protocol import EVALUATION_DECODING
     from npti_export.identification.elicit import read_transcripts
     from npti_export.identification.files import TraitFiles
     from npti_export.identification.selection import read_measured, run_selects
@@ -177,7 +177,7 @@ def command(
     target = output or folder
     capable: tuple[Capable, ...] = ()
     if benchmarks:
-        from npti_export.evaluation.capability_budget import within_capability
+        from npti_export.evaluation.dose.capability_budget import within_capability
 
         with loading.stage("benchmarks", 2 * len(names) + 1, quiet) as progress:
             steered, capable = within_capability(

@@ -43,7 +43,7 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
     from npti_export.cli.eval import print_evaluation
     from npti_export.cli.generate import side_by_side
     from npti_export.evaluation.answering import Asker
-    from npti_export.evaluation.local_judge import LocalJudge
+    from npti_export.evaluation.judges.local_judge import LocalJudge
     from npti_export.evaluation.methods import Rivals, methods_of
     from npti_export.evaluation.protocol import EVALUATION_DECODING
     from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate

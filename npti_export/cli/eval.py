@@ -115,7 +115,7 @@ def command(
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
     from npti_export.evaluation.answering import Asker
-    from npti_export.evaluation.cost import Budget, cost_ahead
+    from npti_export.evaluation.judges.cost import Budget, cost_ahead
     from npti_export.evaluation.methods import Rivals, methods_of
     from npti_export.evaluation.protocol import EVALUATION_DECODING
     from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
@@ -173,7 +173,7 @@ def command(
     beside = further.sections(model, tokenizer, loaded, steered, benchmarks, inventory, batch_size, quiet)
     found = replace(found, sections={**found.sections, **beside})
     if output:
-        from npti_export.evaluation.report_files import write_report
+        from npti_export.evaluation.report.report_files import write_report
 
         write_report(output, found)
     if as_json:
@@ -189,7 +189,7 @@ def print_evaluation(found: Evaluation) -> None:
     """The table, what scored it, and how the adapter compares."""
     from rich.table import Table
 
-    from npti_export.evaluation.table import columns, judge_lines, table_rows, verdict_lines
+    from npti_export.evaluation.report.table import columns, judge_lines, table_rows, verdict_lines
 
     table = Table(*columns(found))
     rows = table_rows(found)
@@ -244,9 +244,9 @@ def _residual_alone(
     """The residual difference alone of one trait, layer and dose found on questions that nothing else asks."""
     from dataclasses import replace
 
-    from npti_export.evaluation.local_judge import LocalJudge
+    from npti_export.evaluation.dose.recalibration import own_questions
+    from npti_export.evaluation.judges.local_judge import LocalJudge
     from npti_export.evaluation.protocol import EVALUATION_DECODING
-    from npti_export.evaluation.recalibration import own_questions
     from npti_export.evaluation.rivals import most_residual_answers, residual_alone
     from npti_export.identification.files import TraitFiles
     from npti_export.identification.questions import HELD_BACK

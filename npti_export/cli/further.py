@@ -78,7 +78,7 @@ def sections(
         batch_size: Rows worked on at once.
         quiet: Whether to show no progress.
     """
-    from npti_export.evaluation.neurons_section import neurons_section
+    from npti_export.evaluation.report.neurons_section import neurons_section
 
     found = {"neurons": neurons_section(adapter)}
     if asked is not None:

@@ -12,10 +12,10 @@ import click
 from npti_export.errors import NptiError
 
 if TYPE_CHECKING:
-    from npti_export.evaluation.cost import Budget
-    from npti_export.evaluation.local_judge import LocalJudge
-    from npti_export.evaluation.openai_judge import OpenAIJudge
-    from npti_export.evaluation.self_judge import SelfJudge
+    from npti_export.evaluation.judges.cost import Budget
+    from npti_export.evaluation.judges.local_judge import LocalJudge
+    from npti_export.evaluation.judges.openai_judge import OpenAIJudge
+    from npti_export.evaluation.judges.self_judge import SelfJudge
     from npti_export.traits import Trait
 
 judge = click.option(
@@ -88,9 +88,9 @@ def make_judges(
         NptiError: If the local judge has nothing to learn from, or there is no key for OpenAI.
     """
     from npti_export.adapter.find import cache_folder
-    from npti_export.evaluation.judgement import Criterion
-    from npti_export.evaluation.openai_judge import OpenAIJudge
-    from npti_export.evaluation.self_judge import SelfJudge
+    from npti_export.evaluation.judges.judgement import Criterion
+    from npti_export.evaluation.judges.openai_judge import OpenAIJudge
+    from npti_export.evaluation.judges.self_judge import SelfJudge
 
     criteria: tuple[Criterion, ...] = ("trait", "fluency")
     record = (output or cache_folder()) / "judgements.jsonl"
@@ -109,13 +109,13 @@ def make_judges(
 
 
 def _full_name(name: str) -> str:
-    from npti_export.evaluation.chat_requests import GPT_4O
+    from npti_export.evaluation.judges.chat_requests import GPT_4O
 
     return f"openai:{GPT_4O}" if name == "openai" else name
 
 
 def _local_judge(trait: str, adapter: Path, transcripts: Path | None) -> LocalJudge:
-    from npti_export.evaluation.local_judge import LocalJudge
+    from npti_export.evaluation.judges.local_judge import LocalJudge
     from npti_export.identification.elicit import read_transcripts
     from npti_export.pipeline import transcripts_file
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.cli.loading import load_model, stage
 from npti_export.demo.corpus import Material, read_material, write_dialogue
-from npti_export.evaluation.local_judge import new_classifier
+from npti_export.evaluation.judges.local_judge import new_classifier
 from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.identification.answers import Progress, Prompt, generate_answers
 from npti_export.traits import TRAITS, Pole

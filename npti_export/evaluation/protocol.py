@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from npti_export.evaluation.judgement import Criterion, Judgement
+from npti_export.evaluation.judges.judgement import Criterion, Judgement
 from npti_export.identification.answers import Decoding
 
 EVALUATION_DECODING = Decoding(max_new_tokens=400, repetition_penalty=1.15)

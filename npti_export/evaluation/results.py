@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from npti_export.evaluation.intervals import Estimate
-from npti_export.evaluation.judgement import Criterion
+from npti_export.evaluation.judges.judgement import Criterion
 from npti_export.identification.answers import Decoding
 from npti_export.traits import Pole
 

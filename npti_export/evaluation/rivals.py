@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.base_model import BaseModel
 from npti_export.adapter.records import HAS_RESIDUAL, MOVES_BY_MEAN, RESIDUAL, PoleRecord, TraitRecord
-from npti_export.evaluation.calibration import calibrate, most_answers
-from npti_export.evaluation.local_judge import LocalJudge
-from npti_export.evaluation.trial import with_dose
+from npti_export.evaluation.dose.calibration import calibrate, most_answers
+from npti_export.evaluation.dose.trial import with_dose
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.identification.answers import Decoding, Progress
 from npti_export.identification.measurement import Measurement
 from npti_export.identification.selection import Statistics, run_select, run_selects

@@ -10,7 +10,7 @@ import numpy as np
 from npti_export.errors import NptiError
 from npti_export.evaluation.compare import Dosed, Scores, matched, paired_difference, rank_correlation, tips_over
 from npti_export.evaluation.intervals import bootstrap_mean, exponential
-from npti_export.evaluation.judgement import Criterion, Judgement
+from npti_export.evaluation.judges.judgement import Criterion, Judgement
 from npti_export.evaluation.methods import ADAPTER, UNSTEERED
 from npti_export.evaluation.results import (
     CurvePoint,

@@ -12,8 +12,8 @@ from npti_export.errors import NptiError
 from npti_export.evaluation.answering import Asker, library_versions
 from npti_export.evaluation.compare import Scores
 from npti_export.evaluation.fluency import answer_nll
-from npti_export.evaluation.judgement import Criterion, Judgement
-from npti_export.evaluation.judges_agree import agreements
+from npti_export.evaluation.judges.judgement import Criterion, Judgement
+from npti_export.evaluation.judges.judges_agree import agreements
 from npti_export.evaluation.methods import (
     ADAPTER,
     HAVE_A_DIAL,

@@ -11,7 +11,7 @@ import pytest
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import bundled_folder
 from npti_export.cli import main
-from npti_export.evaluation.trial import with_dose
+from npti_export.evaluation.dose.trial import with_dose
 from npti_export.traits import Pole
 
 

@@ -11,7 +11,7 @@ import pytest
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.card import card_text
 from npti_export.cli import main
-from npti_export.evaluation.card_scores import with_scores
+from npti_export.evaluation.report.card_scores import with_scores
 from npti_export.evaluation.results_file import read_results
 
 pytestmark = [

@@ -9,9 +9,9 @@ from chat_models import tiny_chat_model, tiny_tokenizer
 
 from npti_export.cli.judging import check_judge_names, make_judges
 from npti_export.errors import NptiError
-from npti_export.evaluation.cost import Budget
-from npti_export.evaluation.judgement import Judgement
-from npti_export.evaluation.judgement_record import appending
+from npti_export.evaluation.judges.cost import Budget
+from npti_export.evaluation.judges.judgement import Judgement
+from npti_export.evaluation.judges.judgement_record import appending
 from npti_export.identification.elicit import Transcript, write_transcripts
 from npti_export.traits import Pole, trait_named
 

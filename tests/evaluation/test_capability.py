@@ -16,8 +16,8 @@ from one_by_one import logits_one_by_one
 from npti_export.cli.further import task_names
 from npti_export.errors import NptiError
 from npti_export.evaluation.capability import by_document, measure_capability
-from npti_export.evaluation.capability_budget import SHARES, within_capability
-from npti_export.evaluation.trial import with_dose
+from npti_export.evaluation.dose.capability_budget import SHARES, within_capability
+from npti_export.evaluation.dose.trial import with_dose
 from npti_export.traits import Pole
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")

@@ -14,12 +14,12 @@ from transformers import LlamaForCausalLM
 
 from npti_export.adapter.records import TraitRecord
 from npti_export.evaluation.answering import Asker
-from npti_export.evaluation.card_scores import with_scores
-from npti_export.evaluation.local_judge import LocalJudge
+from npti_export.evaluation.dose.trial import with_dose
+from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.methods import Rivals, methods_of
+from npti_export.evaluation.report.card_scores import with_scores
 from npti_export.evaluation.rivals import made_anew, most_residual_answers, residual_alone, selector_of
 from npti_export.evaluation.side_by_side import Exam, Subject, evaluate
-from npti_export.evaluation.trial import with_dose
 from npti_export.identification.answers import Decoding
 from npti_export.identification.elicit import Transcript
 from npti_export.identification.files import TraitFiles

@@ -17,13 +17,13 @@ from transformers import LlamaForCausalLM
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.errors import NptiError
 from npti_export.evaluation.answering import Asker
-from npti_export.evaluation.judgement import Judgement
+from npti_export.evaluation.judges.judgement import Judgement
 from npti_export.evaluation.methods import Method, Rivals, drawn_personas, methods_of
 from npti_export.evaluation.placebo import placebo_of
+from npti_export.evaluation.report.table import columns, table_rows, to_markdown
 from npti_export.evaluation.results import Evaluation
 from npti_export.evaluation.results_file import read_results, to_json, write_results
 from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
-from npti_export.evaluation.table import columns, table_rows, to_markdown
 from npti_export.identification.answers import Answer, Decoding, Prompt, generate_answers, prompt_ids
 from npti_export.identification.elicit import Transcript
 from npti_export.steering.personality import load_personality

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from npti_export.errors import NptiError
-from npti_export.evaluation.local_judge import FOLDS
+from npti_export.evaluation.judges.local_judge import FOLDS
 from npti_export.identification.questions import (
     BLOCK_QUESTIONS,
     HELD_BACK,
