@@ -30,7 +30,8 @@ from npti_export.adapter.find import bundled_folder
 from npti_export.cli import loading
 from npti_export.identification.answers import Decoding, Prompt, generate_answers
 from npti_export.identification.elicit import Transcript, read_transcripts
-from npti_export.identification.measure import NeuronCounter, Row, measure, pad_rows
+from npti_export.identification.measure import Row, measure, pad_rows
+from npti_export.identification.neuron_counter import NeuronCounter
 from npti_export.pipeline import transcripts_file
 from npti_export.steering.sites import Site, find_sites
 
@@ -45,9 +46,9 @@ BINS, STEP = 300, 0.01
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=1, show_default=True, help="Of the CPU.")
 @click.option("--transcripts", "count", type=click.IntRange(2), default=96, show_default=True)
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="How long the rounds of one case go on.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=RESULTS)
-def main(shape: str | None, device: str, threads: int, count: int, rounds: int, output: Path) -> None:
+def main(shape: str | None, device: str, threads: int, count: int, seconds: float, output: Path) -> None:
     torch.set_num_threads(threads)
     model, tokenizer = loading.load_model(None, device, "auto", quiet=True)
     if shape:
@@ -62,7 +63,7 @@ def main(shape: str | None, device: str, threads: int, count: int, rounds: int, 
             PLAIN: timed(lambda: bare(model, tokenizer, given), tokens, model.device),
             "measured": timed(lambda: measure(model, tokenizer, sites, given, BATCH), tokens, model.device),
         },
-        rounds,
+        seconds,
     )
     prompts = [Prompt(transcript.question, transcript.persona) for transcript in given]
     longest = max(len(transcript.token_ids) for transcript in given)
@@ -87,7 +88,7 @@ def main(shape: str | None, device: str, threads: int, count: int, rounds: int, 
             "answers, then the measured pass": timed(ask_then_measure, made, model.device),
             "counted while decoding (published)": timed(lambda: counted_in_decode(sites, ask), made, model.device),
         },
-        rounds,
+        seconds,
     )
     counters = [NeuronCounter(site.width, torch.device("cpu")) for site in sites]
     about = {
@@ -167,7 +168,7 @@ def report(about: dict[str, Any], speeds: Sequence[Speed]) -> str:
         + ".",
         "",
         "Answer tokens a second, median over rounds in which all take turns; ratio to both baseline runs of a round,",
-        "median [10th to 90th percentile over the rounds]. *Again* is the second of these by the first: noise.",
+        "median [its 95 % interval by bootstrap over rounds]. *Again* is the second of these by the first: noise.",
     ]
     for case, of_case in names.items():
         lines += ["", f"## {case.capitalize()}", "", "| | tokens/s | ratio |", "|---|---|---|"]

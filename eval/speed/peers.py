@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -115,7 +115,7 @@ def main() -> None:
     speeds = []
     for batch in given.batches:
         measures = {name: partial(decoding, generate, ids[:batch], given.tokens) for name, generate in ways.items()}
-        speeds += in_turn("eager", f"decode, batch {batch}", measures, given.rounds)
+        speeds += in_turn("eager", f"decode, batch {batch}", measures, given.seconds)
     print(json.dumps({"versions": versions, "speeds": as_data(speeds)}))
 
 

@@ -52,7 +52,7 @@ MIXED = ["openness+", None, "openness-", "openness+0.5"]
 @click.option("--threads", default=1, show_default=True, help="Of the CPU.")
 @click.option("--batch", "batches", type=int, multiple=True, default=[1, 8, 64], show_default=True)
 @click.option("--tokens", default=32, show_default=True, help="Decoded a row.")
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="How long the rounds of one case go on.")
 @click.option("--compiled/--eager-only", default=True, show_default=True)
 @click.option("--peers", type=click.Path(path_type=Path), default=".venv-peers/bin/python", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=RESULTS)
@@ -62,7 +62,7 @@ def main(
     threads: int,
     batches: Sequence[int],
     tokens: int,
-    rounds: int,
+    seconds: float,
     compiled: bool,
     peers: Path,
     output: Path,
@@ -76,14 +76,14 @@ def main(
     speeds: list[Speed] = []
     with load_personality(steered, None, adapter, positions="all") as personality:
         check_all_steer(plain, steered, by_index, personality)
-        bench = Bench(plain, steered, by_index, personality, tokens, rounds)
+        bench = Bench(plain, steered, by_index, personality, tokens, seconds)
         for mode in ("eager", *(["compiled"] if compiled else [])):
             for batch in batches:
                 click.echo(f"{mode}, batch {batch}", err=True)
                 speeds += bench.decode(mode, batch)
             speeds += bench.read(mode)
         switch = switching(personality)
-    others = measure_peers(peers, shape, device, threads, batches, tokens, rounds)
+    others = measure_peers(peers, shape, device, threads, batches, tokens, seconds)
     about = {
         "model": f"random Llama {shape}, {sum(p.numel() for p in plain.parameters()) / 1e6:.0f} M parameters",
         "device": torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()}, {threads} thread(s)",
@@ -107,7 +107,7 @@ class Bench:
         by_index: The same parameters in the published scripts' way.
         personality: That of ``steered``.
         tokens: Decoded a row.
-        rounds: How often everything is measured.
+        seconds: How long the rounds of one case go on.
     """
 
     def __init__(
@@ -117,24 +117,26 @@ class Bench:
         by_index: LlamaForCausalLM,
         personality: Personality,
         tokens: int,
-        rounds: int,
+        seconds: float,
     ) -> None:
         self.models = {PLAIN: plain, "published scripts' way": by_index}
         self.steered, self.personality = steered, personality
-        self.tokens, self.rounds = tokens, rounds
+        self.tokens, self.seconds = tokens, seconds
         random = torch.Generator().manual_seed(1)
         self.ids = torch.randint(1, plain.config.vocab_size, (512, 512), generator=random).to(plain.device)
 
     def decode(self, mode: str, batch: int) -> list[Speed]:
+        forget_compiled()
         ways = compiling(self.ids.device) if mode == "compiled" else {}
         ids = self.ids[:batch, :PROMPT]
         measures = {
             name: partial(decoding, model.generate, ids, self.tokens, **ways) for name, model in self.models.items()
         }
         measures |= self.with_personalities(batch, partial(decoding, self.steered.generate, ids, self.tokens, **ways))
-        return in_turn(mode, f"decode, batch {batch}", measures, self.rounds)
+        return in_turn(mode, f"decode, batch {batch}", measures, self.seconds)
 
     def read(self, mode: str) -> list[Speed]:
+        forget_compiled()
         rows, length = READ
         ids = self.ids[:rows, :length]
 
@@ -143,7 +145,7 @@ class Bench:
 
         measures = {name: partial(reading, call(model), ids) for name, model in self.models.items()}
         measures |= self.with_personalities(rows, partial(reading, call(self.steered), ids))
-        return in_turn(mode, f"prefill, {rows} × {length}", measures, self.rounds)
+        return in_turn(mode, f"prefill, {rows} × {length}", measures, self.seconds)
 
     def with_personalities(self, rows: int, measure: Callable[[], float]) -> dict[str, Callable[[], float]]:
         """The same measurement neutral, with one personality, and with one a row."""
@@ -159,6 +161,15 @@ class Bench:
         if rows > 1:
             ways["mixed batch"] = partial(under, [MIXED[row % len(MIXED)] for row in range(rows)])
         return ways
+
+
+def forget_compiled() -> None:
+    """Makes every case compile for itself.
+
+    The models share their forward's code, of which torch.compile keeps eight variants: without this, three models at
+    three batch sizes ran into that, and the last ones were measured uncompiled.
+    """
+    torch._dynamo.reset()
 
 
 def compiling(device: torch.device) -> dict[str, Any]:
@@ -220,12 +231,12 @@ def microseconds(calls: Sequence[Callable[[], object]]) -> float:
 
 
 def measure_peers(
-    python: Path, shape: str, device: str, threads: int, batches: Sequence[int], tokens: int, rounds: int
+    python: Path, shape: str, device: str, threads: int, batches: Sequence[int], tokens: int, seconds: float
 ) -> dict[str, Any] | None:
     """What peers.py prints in its environment; None where there is none."""
     if not python.exists():
         return None
-    sizes = ["--batches", *map(str, batches), "--tokens", tokens, "--rounds", rounds, "--threads", threads]
+    sizes = ["--batches", *map(str, batches), "--tokens", tokens, "--seconds", seconds, "--threads", threads]
     command = [python, Path(__file__).parent / "peers.py", "--shape", shape, "--device", device, *sizes]
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -245,8 +256,8 @@ def report(
         f"{about['model']}, {about['dtype']}, {about['device']}; {versions}.",
         "",
         "Tokens a second, median over rounds in which all ways take turns. In brackets the ratio to the two unsteered",
-        "runs of the same round, median [10th to 90th percentile over the rounds]; *unsteered again* is the second of",
-        "these runs by the first, so what lies within its interval is noise.",
+        "runs of the same round, median [its 95 % interval by bootstrap over rounds]; *unsteered again* is the second",
+        "of these runs by the first: how far it is from 1 is noise.",
     ]
     for mode in dict.fromkeys(speed.mode for speed in speeds):
         lines += ["", f"## {mode.capitalize()}", "", *table([speed for speed in speeds if speed.mode == mode])]
@@ -286,7 +297,7 @@ def cell(speed: Speed | None) -> str:
     if speed is None:
         return "–"
     rate = f"{speed.tokens_per_second:,.0f}" if speed.tokens_per_second >= 100 else f"{speed.tokens_per_second:.1f}"
-    return rate if speed.way == PLAIN else f"{rate} ({speed.ratio:.3f} [{speed.low:.2f}, {speed.high:.2f}])"
+    return rate if speed.way == PLAIN else f"{rate} ({speed.ratio:.3f} [{speed.low:.3f}, {speed.high:.3f}])"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 PLAIN, AGAIN = "unsteered", "unsteered again"
 """The second is measured as a way of its own: how far it is from the first says what a difference is worth."""
+FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Speed:
         tokens_per_second: Median over the rounds.
         ratio: Median over the rounds of the speed by that of both unsteered runs of the round; for ``unsteered
             again`` by that of the first.
-        low: 10th percentile of these.
-        high: 90th percentile.
+        low: Lower end of the median's 95 % interval, by bootstrap over the rounds.
+        high: Upper end.
     """
 
     mode: str
@@ -93,30 +94,36 @@ def reading(model: Callable[..., Any], ids: Tensor) -> float:
     return ids.numel() / (now(ids.device) - began)
 
 
-def in_turn(mode: str, case: str, ways: Mapping[str, Callable[[], float]], rounds: int) -> list[Speed]:
-    """Measures all ways once a round, every round beginning with another one, and once before that does not count.
+def in_turn(mode: str, case: str, ways: Mapping[str, Callable[[], float]], seconds: float) -> list[Speed]:
+    """Measures all ways once a round, every round beginning with another one.
+
+    Before that all are run twice, which does not count: what torch.compile made for the first call it may make again
+    for the second, with sizes that vary.
 
     Args:
         mode: As in :class:`Speed`.
         case: As there.
         ways: Name and measurement; the unsteered model's is among them and is done twice a round.
-        rounds: How many.
+        seconds: How long rounds go on; there are at least five.
     """
     measured = {PLAIN: ways[PLAIN], AGAIN: ways[PLAIN], **ways}
-    for measure in measured.values():
+    for measure in [*measured.values()] * 2:
         measure()
     speeds: dict[str, list[float]] = {name: [] for name in measured}
-    for number in range(rounds):
+    began = time.perf_counter()
+    while len(speeds[PLAIN]) < FEWEST_ROUNDS or time.perf_counter() - began < seconds:
+        first = len(speeds[PLAIN]) % len(measured)
         order = list(measured)
-        for name in order[number % len(order) :] + order[: number % len(order)]:
+        for name in order[first:] + order[:first]:
             speeds[name].append(measured[name]())
     plain, again = np.array(speeds[PLAIN]), np.array(speeds[AGAIN])
+    drawn = np.random.default_rng(0).integers(len(plain), size=(2000, len(plain)))
     result = []
     for name, values in speeds.items():
         of = plain if name == AGAIN else (plain + again) / 2
         ratios = np.array(values) / of
-        low, middle, high = np.percentile(ratios, (10, 50, 90)).tolist()
-        result.append(Speed(mode, case, name, float(np.median(values)), middle, low, high))
+        low, high = np.percentile(np.median(ratios[drawn], axis=1), (2.5, 97.5)).tolist()
+        result.append(Speed(mode, case, name, float(np.median(values)), float(np.median(ratios)), low, high))
     return result
 
 

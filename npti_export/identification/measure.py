@@ -16,26 +16,12 @@ from npti_export.adapter.base_model import LayerNeurons
 from npti_export.errors import NptiError
 from npti_export.identification.answers import Progress, Prompt, prompt_ids
 from npti_export.identification.elicit import Transcript
-from npti_export.identification.expert_counter import ExpertCounter
-from npti_export.identification.processes import add_up, in_turns
-from npti_export.identification.statistics import (
-    EXPERT_TOTALS,
-    LARGEST_MEAN,
-    MEAN_BITS,
-    OCTAVES,
-    SUMS,
-    TOTAL_BITS,
-    ExpertTotals,
-    NeuronCounts,
-    NeuronStatistics,
-    bin_edges,
-)
-from npti_export.identification.stream import StreamCounter, fixed
+from npti_export.identification.neuron_counter import NeuronCounter
+from npti_export.identification.processes import in_turns
+from npti_export.identification.statistics import EXPERT_TOTALS, SUMS, ExpertTotals, NeuronCounts, NeuronStatistics
+from npti_export.identification.stream import StreamCounter
 from npti_export.steering.sites import Site, decoder_layers, neurons_per_layer
 from npti_export.steering.thinking import Thinking
-
-# Tokens counted at once: with 14,336 neurons a layer about 0.3 GB of bin numbers.
-TOKENS_AT_ONCE = 2048
 
 
 def measure(
@@ -69,20 +55,21 @@ def measure(
             "Neurons cannot be measured under tensor parallelism, where each process sees a part of them; load the "
             "model in one process (device_map='auto' spreads it over several GPUs)."
         )
-    counters = [_counter(site) for site in sites]
+    counters = [
+        NeuronCounter(site.width, site.device, 0 if site.experts is None else site.experts.count) for site in sites
+    ]
     positions: dict[str, Tensor] = {}
 
-    def counting(site: Site, counter: NeuronCounter | ExpertCounter) -> Callable[..., None]:
+    def counting(site: Site, counter: NeuronCounter) -> Callable[..., None]:
         def count(_module: object, _arguments: object, output: Tensor) -> None:
             # A model that is spread over several GPUs has its layers on others than its ids.
             answer, row, half = (positions[name].to(output.device) for name in ("answer", "row", "half"))
-            if isinstance(counter, NeuronCounter):
+            if site.experts is None:
                 counter.add(output.reshape(*answer.shape, -1)[answer], row, half)
                 return
-            assert site.experts is not None
             expert, token, values = site.experts.call().pairs(output)
             counts = answer.flatten()[token]
-            counter.add(values[counts], expert[counts], token[counts] // answer.shape[1], half)
+            counter.add(values[counts], token[counts] // answer.shape[1], half, expert[counts])
 
         return count
 
@@ -116,8 +103,7 @@ def measure(
     for site, counter in zip(sites, counters, strict=True):
         if int(counter.not_finite):
             raise NptiError(
-                f"{site.name} gave {int(counter.not_finite)} activations that are no finite numbers; load the model in "
-                "another --dtype."
+                f"{site.name} gave activations that are no finite numbers; load the model in another --dtype."
             )
     counted = np.array([sum(row.counted) for row in rows], dtype=np.int64)
     lengths = [counted[np.array(halves, dtype=np.int64) == half] for half in (0, 1)]
@@ -151,59 +137,8 @@ def pad_rows(rows: list[Row]) -> tuple[Tensor, Tensor]:
     return ids, answer
 
 
-class NeuronCounter:
-    """Counts activations at one site, on its device, in whole numbers only: the order of adding up changes nothing.
-
-    Args:
-        width: Number of neurons.
-        device: Where the activations are.
-    """
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.edges = torch.from_numpy(bin_edges()).to(device)
-        self.bins = len(self.edges) + 1
-        self.offsets = torch.arange(width, device=device) * self.bins
-        self.histogram = torch.zeros(width * self.bins, dtype=torch.int32, device=device)
-        self.sums = {name: torch.zeros(2, width, dtype=torch.int64, device=device) for name in SUMS}
-        self.not_finite = torch.zeros((), dtype=torch.int64, device=device)
-
-    def add(self, values: Tensor, row: Tensor, half: Tensor) -> None:
-        """Counts the tokens of some answers.
-
-        Args:
-            values: Activations, [tokens, width].
-            row: Which answer each token belongs to, int64 [tokens]; an answer comes in one call.
-            half: Which half each answer belongs to, int64 [answers].
-        """
-        tokens = torch.bincount(row, minlength=len(half))[:, None]
-        active = torch.zeros(len(half), values.shape[1], dtype=torch.int64, device=values.device)
-        total = torch.zeros_like(active)
-        parts = zip(torch.split(values, TOKENS_AT_ONCE), torch.split(row, TOKENS_AT_ONCE), strict=True)
-        for part, rows in parts:
-            part = part.float().contiguous()
-            self.not_finite += (~part.isfinite()).sum()
-            bins = (torch.bucketize(part, self.edges, right=True) + self.offsets).flatten()
-            self.histogram.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
-            active.index_add_(0, rows, (part > 0).long())
-            total.index_add_(0, rows, fixed(part, TOTAL_BITS, 2.0**OCTAVES))
-        mean = fixed(total.double() / 2.0**TOTAL_BITS / tokens.clamp(min=1), MEAN_BITS, LARGEST_MEAN)
-        added = (active, active**2, active * tokens, total, mean, mean**2)
-        for name, of_answers in zip(SUMS, added, strict=True):
-            self.sums[name].index_add_(0, half, of_answers)
-
-    def merge(self) -> None:
-        """Adds what the counters of the same site counted in other processes; every process calls it."""
-        add_up(self.histogram, *self.sums.values(), self.not_finite)
-
-
-def _counter(site: Site) -> NeuronCounter | ExpertCounter:
-    if site.experts is None:
-        return NeuronCounter(site.width, site.device)
-    return ExpertCounter(site.experts.count, site.width, site.device)
-
-
 def statistics_of(
-    counters: Sequence[NeuronCounter | ExpertCounter],
+    counters: Sequence[NeuronCounter],
     lengths: Sequence[NDArray[np.int64]],
     stream: NDArray[np.int64] | None = None,
     layers: Sequence[LayerNeurons] | None = None,
@@ -216,8 +151,8 @@ def statistics_of(
         stream: Sums of the residual stream, int64 [layers, hidden], if it was measured.
         layers: How many neurons each layer has; None where every counter is that of a dense layer.
     """
-    widths = tuple(len(counter.offsets) for counter in counters) if layers is None else tuple(n.total for n in layers)
-    of_experts = [counter for counter in counters if isinstance(counter, ExpertCounter)]
+    widths = tuple(counter.width for counter in counters) if layers is None else tuple(n.total for n in layers)
+    of_experts = [counter for counter in counters if counter.experts]
     halves = [
         NeuronCounts(
             int((of_half > 0).sum()),
@@ -233,7 +168,7 @@ def statistics_of(
     return NeuronStatistics(widths, (halves[0], halves[1]), histogram.reshape(sum(widths), -1), stream)
 
 
-def _totals(counters: Sequence[ExpertCounter], half: int, layers: Sequence[LayerNeurons]) -> ExpertTotals:
+def _totals(counters: Sequence[NeuronCounter], half: int, layers: Sequence[LayerNeurons]) -> ExpertTotals:
     """Answers and tokens of every routed expert in one half."""
     answers, tokens, squares = (
         np.concatenate([counter.totals[name][half].cpu().numpy() for counter in counters]) for name in EXPERT_TOTALS
@@ -241,6 +176,6 @@ def _totals(counters: Sequence[ExpertCounter], half: int, layers: Sequence[Layer
     return ExpertTotals(tuple(layers), answers, tokens, squares)
 
 
-def _sums(counters: Sequence[NeuronCounter | ExpertCounter], half: int) -> list[Any]:
+def _sums(counters: Sequence[NeuronCounter], half: int) -> list[Any]:
     """The arrays of one half's counts, one site after the other."""
     return [np.concatenate([counter.sums[name][half].cpu().numpy() for counter in counters]) for name in SUMS]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from npti_export.adapter.base_model import BaseModel, LayerNeurons
-from npti_export.adapter.config import base_model_to_json, canonical_json
+from npti_export.adapter.base_model import BaseModel
+from npti_export.adapter.config import base_model_from_fields, base_model_to_json, canonical_json
+from npti_export.adapter.schema import BaseModelFields
 from npti_export.errors import NptiError
 from npti_export.identification.files import write_beside
 from npti_export.identification.statistics import (
@@ -27,7 +28,8 @@ from npti_export.identification.statistics import (
 from npti_export.traits import Pole
 
 HEADER_KEY = "npti_export"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of 1 the bins of the histogram were others: such a file is measured again."""
 _SCALARS = ("answers", "tokens", "token_squares")
 EXPERT_PREFIX = "expert_"
 """Of the totals of routed experts, int64 [2, experts of all layers], which only a mixture of experts has."""
@@ -101,16 +103,12 @@ def read_statistics(path: Path, trait: str, pole: Pole) -> tuple[NeuronStatistic
         header = json.loads(metadata[HEADER_KEY])
         if (header["kind"], header["format_version"]) != ("statistics", FORMAT_VERSION):
             raise ValueError(f"kind {header['kind']!r}, version {header['format_version']!r}")
-        layers = header["base_model"].pop("neurons_per_layer")
-        base_model = BaseModel(
-            neurons_per_layer=tuple(LayerNeurons(**layer) for layer in layers), **header["base_model"]
-        )
+        base_model = base_model_from_fields(BaseModelFields.model_validate(header["base_model"]))
         widths = tuple(int(width) for width in header["widths"])
         found = (str(header["trait"]), str(header["pole"]))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise NptiError(
-            f"{path} is no file of statistics of this release ({str(error)[:200]}); measure again."
-        ) from None
+        what = " ".join(str(error).split())[:200]
+        raise NptiError(f"{path} is no file of statistics of this release ({what}); measure again.") from None
     if found != (trait, str(pole)):
         raise NptiError(f"{path} holds statistics of {found[0]} {found[1]}, expected {trait} {pole}; measure again.")
     _check(path, tensors, widths, base_model)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from npti_export.errors import NptiError
+from npti_export.identification import neuron_counter
 from npti_export.identification.answers import Decoding, Prompt, prompt_ids
 from npti_export.identification.elicit import Transcript, elicit, plan
-from npti_export.identification.measure import NeuronCounter, measure, statistics_of
+from npti_export.identification.measure import measure, statistics_of
+from npti_export.identification.neuron_counter import NeuronCounter, bin_numbers
 from npti_export.identification.statistics import SUMS, NeuronStatistics, bin_edges
 from npti_export.identification.stream import StreamCounter
 from npti_export.steering.sites import find_sites
@@ -180,7 +182,7 @@ def test_a_layer_that_returns_no_single_stream_is_done_without() -> None:
     layer(torch.full((2, 3, 5), 0.5))
     assert counter.sums("layers").tolist() == [[9 * 2**20] * 5]
     layer(torch.full((2, 3, 5), torch.inf))
-    with pytest.raises(NptiError, match=r"^The residual stream behind layers\.0 holds 30 numbers that are not finite"):
+    with pytest.raises(NptiError, match=r"^The residual stream behind layers\.0 holds numbers that are not finite"):
         counter.sums("layers")
     layer(torch.ones(4, 2, 3, 5))
     assert counter.sums("layers") is None
@@ -237,7 +239,7 @@ def test_batches_and_halves_add_up(
 
 VALUES = st.one_of(
     st.floats(-0.25, 4.0, width=32),
-    st.floats(1.0, 1e5, width=32),
+    st.floats(1.0, 2.0**16 - 8, width=32),
     st.sampled_from([0.0, -0.0, 1e-40, 1e-6, -1e-6, 1 / 128, 1.0, 2.0, -0.5]),
 ).map(np.float32)
 
@@ -258,6 +260,19 @@ def test_counts_and_percentiles_of_any_values(values: NDArray[np.float32], perce
     np.testing.assert_array_equal(found > 0, exact > 0)
     np.testing.assert_array_equal(statistics.whole.probability, (values > 0).mean(0))
     np.testing.assert_array_equal(statistics.whole.above_zero(percentile), exact > 0)
+
+
+def test_bin_numbers_are_those_that_a_search_finds() -> None:
+    """At every edge, one float below and above it, over random values, and at all that is odd."""
+    edges = bin_edges()
+    odd = np.array([0.0, -0.0, 1e-40, -1e-40, -0.6, 1e30, -1e30, np.inf, -np.inf], np.float32)
+    random = np.random.default_rng(0).normal(0, 1, 20_000)
+    beside = [np.nextafter(edges, np.float32(to)) for to in (-np.inf, np.inf)]
+    values = np.concatenate([edges, *beside, random, np.exp(3 * random), odd]).astype(np.float32)
+    expected = np.searchsorted(edges, values, side="right")
+    np.testing.assert_array_equal(bin_numbers(torch.from_numpy(values)).numpy(), expected)
+    of_no_number = bin_numbers(torch.tensor([np.nan, -np.nan]))
+    assert ((of_no_number >= 0) & (of_no_number <= len(edges))).all()
 
 
 def test_bins_are_as_narrow_as_targets_need() -> None:
@@ -286,7 +301,7 @@ def test_many_tokens_in_one_call_are_counted_in_parts(monkeypatch: pytest.Monkey
     values = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     row, half = torch.arange(50) // 20, torch.tensor([0, 1, 0])
     at_once = counted(values, row, half)
-    monkeypatch.setattr("npti_export.identification.measure.TOKENS_AT_ONCE", 7)
+    monkeypatch.setitem(neuron_counter.VALUES_AT_ONCE, "cpu", 7 * 4)
     statistics = counted(values, row, half)
     same(statistics, at_once)
     np.testing.assert_array_equal(statistics.histogram.sum(1), 50)
@@ -318,7 +333,7 @@ def test_an_activation_that_is_no_number_is_an_error(model: LlamaForCausalLM) ->
 
     hook = model.model.layers[1].mlp.act_fn.register_forward_hook(spoil)
     try:
-        with pytest.raises(NptiError, match=r"^model\.layers\.1\.mlp\.act_fn gave 2 activations that are no finite"):
+        with pytest.raises(NptiError, match=r"^model\.layers\.1\.mlp\.act_fn gave activations that are no finite"):
             measure(model, TOKENIZER, sites, [transcript])
     finally:
         hook.remove()
