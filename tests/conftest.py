@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+import tiny_models
 from adapters_for_tests import make_adapter
 from hypothesis import settings
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import bundled_folder
@@ -24,12 +24,18 @@ settings.register_profile("npti", deadline=None, derandomize=True)  # the same o
 settings.load_profile("npti")
 
 
+OWN_VARIABLES = [
+    f"NPTI_{name}"
+    for name in ("MODEL", "ADAPTER", "PERSONALITY", "PRESETS", "SLOTS", "API_KEY", "ADMIN_KEY", "CONFIG_TAKEN")
+]
+
+
 @pytest.fixture(autouse=True)
 def own_paths(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has a home, a cache of adapters and a working directory of its own, all of them empty."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("NPTI_EXPORT_HOME", str(home / "adapters"))
-    for name in ("NPTI_MODEL", "HF_TOKEN", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "OPENAI_BASE_URL", *OWN_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     working = home / "working"
     working.mkdir()
@@ -51,22 +57,7 @@ def bundled_adapter() -> Path:
 @pytest.fixture
 def tiny_llama() -> LlamaForCausalLM:
     """A randomly initialised float32 Llama, fresh for every test, the same every time."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        max_position_embeddings=128,
-        # Larger than usual, so that logits are far enough apart for a personality to change tokens.
-        initializer_range=0.3,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_models.tiny_llama()
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ _OF_TRANSFORMERS = ("device", "batch_size", "max_requests")
 
 @click.command(
     "serve",
-    epilog="Example: npti-export serve --model Qwen/Qwen2.5-7B-Instruct --personality agreeableness+. With vLLM: "
-    "npti-export serve --engine vllm -- --max-model-len 8192",
-    context_settings={"ignore_unknown_options": False},
+    epilog="Example: npti-export serve --model Qwen/Qwen2.5-7B-Instruct --personality agreeableness+\n"
+    "Example: npti-export serve --engine vllm -- --max-model-len 8192",
 )
 @click.option(
     "--engine",
@@ -95,6 +94,7 @@ def command(
             "Using the bundled demo model npti-demo; name a real one with --model, for example a Hub id.", quiet
         )
         model_name = str(DEMO_MODEL)
+    model_name = os.path.expanduser(model_name)
     name = id_of_model_name(model_name)
     adapter = adapter or str(find_adapter(name))
     loading.hush_hub(quiet)
@@ -106,17 +106,21 @@ def command(
         return
 
     from npti_export.adapter.adapter import PersonalityAdapter
-    from npti_export.serving.openai_server import API_KEY_VARIABLE, ServerOptions, listening, make_app, run
+    from npti_export.serving.openai_server import API_KEY_VARIABLE, ServerOptions, api_key_of, listening, make_app, run
+    from npti_export.serving.personalities import ServedPersonalities
     from npti_export.serving.presets import read_presets
+    from npti_export.steering.positions import Positions
 
     read = PersonalityAdapter.from_pretrained(adapter)
-    api_key = os.environ.get(API_KEY_VARIABLE) or None
+    api_key = api_key_of(os.environ)
     named = read_presets(presets) if presets else {}
+    # What cannot be served is said now, in a second, and not once the model is loaded; there it is held against that.
+    served = ServedPersonalities(read, personality, presets=named, positions=tuple(Positions))
     server_options = ServerOptions(name, batch_size, max_requests, personality, named, api_key)
     with listening(host, port) as at:
         model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
         app = make_app(model, tokenizer, read, server_options)
-        loading.notice(f"Serving {said}; requests that name no personality are {personality}.", quiet)
+        loading.notice(f"Serving {said}; requests that name no personality are {served.default}.", quiet)
         if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
             loading.notice(f"Note: anybody who reaches {host} may ask; set {API_KEY_VARIABLE} to a key.", quiet)
         run(app, at, quiet)

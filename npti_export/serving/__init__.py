@@ -1,1 +1,1 @@
-"""Personalities in production: the vLLM plugin, and what of it is the same for any server."""
+"""Personalities in production: the vLLM plugin, an OpenAI-compatible server on transformers, and what both share."""

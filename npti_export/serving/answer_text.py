@@ -59,8 +59,9 @@ class AnswerText:
 
     def _shown(self, text: str) -> str:
         """Takes text as whole and returns what of it, and of what was held, is no beginning of a stop string."""
-        if self._new:
-            self._context, self._new = self._new, []
+        if text or not self._context:  # special tokens are no text, and the blank behind them must not be dropped
+            self._context = self._new
+        self._new = []
         self._held += text
         reached = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if reached:

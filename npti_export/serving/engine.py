@@ -180,12 +180,12 @@ class Engine:
             self._hand_out(pieces)
 
     def _leave(self) -> None:
-        """Lets go of answers that nobody waits for."""
+        """Lets go of the rows of answers that are done, and of answers that nobody waits for."""
         with self._condition:
-            gone = [answer for answer in self._running if answer.cancelled]
             self._running = [answer for answer in self._running if not answer.cancelled]
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-        self._batch.leave([answer.row for answer in gone])
+        staying = {answer.row for answer in self._running}
+        self._batch.leave([row for row in self._batch.rows if row not in staying])
 
     def _next_joining(self) -> list[Answer] | None:
         """Waits for something to do and returns the answers that are to join; None when it is to end."""
@@ -218,7 +218,10 @@ class Engine:
         return True
 
     def _step(self) -> list[tuple[Answer, Piece]]:
-        """One token for every answer."""
+        """One token for every answer; rows of those that are done leave once their pieces have been handed out.
+
+        Leaving copies the cache, and if memory does not suffice for that, nobody may be left waiting for an end.
+        """
         logits = self._batch.step()
         tokens = next_tokens(
             logits,
@@ -233,7 +236,6 @@ class Engine:
         done = [answer for answer, piece in pieces if piece.finish]
         with self._condition:
             self._running = [answer for answer in self._running if answer not in done]
-        self._batch.leave([answer.row for answer in done])
         return pieces
 
     def _hand_out(self, pieces: list[tuple[Answer, Piece]]) -> None:

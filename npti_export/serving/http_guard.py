@@ -18,20 +18,26 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_BODY = 4 * 2**20
 """Bytes; a prompt of 128,000 tokens is about half a megabyte."""
 MAX_MESSAGE = 2000
-"""Characters of a refusal, which may show what the client sent."""
+"""Characters of a refusal and of the name of a field in it, which may show what the client sent."""
 
 
-def error_reply(status: int, message: str, kind: str, **more: Any) -> JSONResponse:
+def error_reply(
+    status: int, message: str, kind: str, param: str | None = None, code: str | None = None
+) -> JSONResponse:
     """A refusal as the OpenAI interface tells it.
 
     >>> error_reply(400, "No.", "invalid_request_error").body
     b'{"error":{"message":"No.","type":"invalid_request_error","param":null,"code":null}}'
     """
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 503 else None
-    cut = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
-    cut = cut.encode("utf-8", "replace").decode("utf-8")  # halves of surrogate pairs cannot be sent
-    error = {"message": cut, "type": kind, "param": None, "code": None} | more
+    error = {"message": _sendable(message), "type": kind, "param": param and _sendable(param), "code": code}
     return JSONResponse({"error": error}, status, headers)
+
+
+def _sendable(text: str) -> str:
+    """What a client sent, cut, and without halves of surrogate pairs, which cannot be sent."""
+    cut = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
+    return cut.encode("utf-8", "replace").decode("utf-8")
 
 
 class _TooLargeError(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from npti_export.errors import NptiError
-from npti_export.serving.openai_server import API_KEY_VARIABLE
+from npti_export.serving.openai_server import api_key_of
 from npti_export.serving.plugin import ADAPTER_VARIABLE, PERSONALITY_VARIABLE, PRESETS_VARIABLE
 
 
@@ -60,12 +60,15 @@ def server_environment(
         personality: Of requests that name none.
         presets: File of named personalities.
 
+    Raises:
+        NptiError: If the key is none that a request could bring.
+
     >>> server_environment({"NPTI_API_KEY": "k"}, "adapters/name", "openness+")["VLLM_API_KEY"]
     'k'
     """
     more = {ADAPTER_VARIABLE: adapter, PERSONALITY_VARIABLE: personality}
     if presets:
         more[PRESETS_VARIABLE] = presets
-    if key := environment.get(API_KEY_VARIABLE):
+    if key := api_key_of(environment):
         more["VLLM_API_KEY"] = key
     return dict(environment) | more

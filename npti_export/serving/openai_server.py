@@ -46,6 +46,27 @@ class ServerOptions:
     api_key: str | None = field(default=None, repr=False)
 
 
+def api_key_of(environment: Mapping[str, str]) -> str | None:
+    """The key that requests must bring, from the environment; None if there is none.
+
+    Args:
+        environment: Of the process.
+
+    Raises:
+        NptiError: If no client could send it.
+
+    >>> api_key_of({"NPTI_API_KEY": "sk-1"})
+    'sk-1'
+    """
+    key = environment.get(API_KEY_VARIABLE) or None
+    if key is not None and (not key.isascii() or not key.isprintable() or " " in key):
+        raise NptiError(
+            f"{API_KEY_VARIABLE} holds a blank, a line break or a letter beyond ASCII, which no request could bring; "
+            "set it to printable ASCII characters."
+        )
+    return key
+
+
 def check_extra() -> None:
     """Makes sure that what serves is there.
 
@@ -78,9 +99,10 @@ def make_app(model: Any, tokenizer: Any, adapter: PersonalityAdapter, options: S
 
     from npti_export.identification.answers import context_length, end_tokens
     from npti_export.serving.engine import Engine
-    from npti_export.serving.openai_app import Service, openai_app
+    from npti_export.serving.openai_app import openai_app
     from npti_export.serving.personalities import ServedPersonalities
     from npti_export.serving.running_batch import check_batching
+    from npti_export.serving.service import Service
     from npti_export.steering.personality import load_personality
     from npti_export.steering.positions import Positions
     from npti_export.steering.thinking import Thinking
@@ -92,18 +114,18 @@ def make_app(model: Any, tokenizer: Any, adapter: PersonalityAdapter, options: S
         largest = float(torch.finfo(model.dtype).max)
         served = ServedPersonalities(adapter, options.default, largest, options.presets, positions)
         check_batching(model, personality)
+        service = Service(
+            options.name,
+            Engine(model, tokenizer, personality, options.rows, options.most),
+            served,
+            model.generation_config or GenerationConfig(),  # type: ignore[no-untyped-call]
+            context_length(model),
+            int(model.get_input_embeddings().num_embeddings),
+            frozenset(end_tokens(model, tokenizer)),
+        )
     except BaseException:
         personality.unload()
         raise
-    service = Service(
-        options.name,
-        Engine(model, tokenizer, personality, options.rows, options.most),
-        served,
-        model.generation_config or GenerationConfig(),  # type: ignore[no-untyped-call]
-        context_length(model),
-        int(model.get_input_embeddings().num_embeddings),
-        frozenset(end_tokens(model, tokenizer)),
-    )
     return openai_app(service, options.api_key)
 
 
@@ -116,8 +138,8 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # the second for what cannot be a name of a host
+        reason = getattr(error, "strerror", None) or str(error)
         raise NptiError(f"The server cannot listen at {host}:{port} ({reason}); choose --host and --port.") from None
 
 

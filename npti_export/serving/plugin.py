@@ -6,6 +6,7 @@ that could fail, and a server that cannot steer as it was told to is ended: answ
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from functools import wraps
@@ -27,26 +28,26 @@ CONFIG_VARIABLES = {
 }
 """What it may hold; the key of the endpoint may not stand on a command line."""
 
-_config_taken: dict[str, Any] = {}
+TAKEN_VARIABLE = "NPTI_CONFIG_TAKEN"
+"""What was taken from there, as JSON. The processes that vLLM starts read the option again, when the adapter's variable
+names the folder already that it was found in."""
 
 
 def register() -> None:
     """Installs the plugin if ``NPTI_ADAPTER`` names an adapter, else does nothing; may be called several times.
 
-    Where vLLM is about to read its options, ``--additional-config`` may name the adapter in its place.
+    Where vLLM is about to read its options, ``--additional-config`` may name the adapter in its place; that other
+    settings lack one is said then.
 
     Raises:
         SystemExit: If the adapter cannot be served; with the reason in one sentence.
 
     >>> register()
     """
-    _wrap_options()
+    looked_at = _wrap_options()
     if not os.environ.get(ADAPTER_VARIABLE):
-        if os.environ.get(PERSONALITY_VARIABLE):
-            raise SystemExit(
-                f"npti-export: {PERSONALITY_VARIABLE} is set without {ADAPTER_VARIABLE}, so nothing would be steered; "
-                "name the adapter's folder or Hub repository there."
-            )
+        if not looked_at:
+            check_adapter_is_named()
         return
     try:
         from npti_export.serving.vllm_plugin import install
@@ -54,6 +55,24 @@ def register() -> None:
         install()
     except Exception as error:
         raise SystemExit(f"npti-export: {error or type(error).__name__}") from error
+
+
+def check_adapter_is_named() -> None:
+    """Refuses settings without an adapter, by which nothing would be steered.
+
+    Raises:
+        SystemExit: If there are any.
+
+    >>> check_adapter_is_named()
+    """
+    if os.environ.get(ADAPTER_VARIABLE):
+        return
+    for variable in (PERSONALITY_VARIABLE, PRESETS_VARIABLE, SLOTS_VARIABLE, ADMIN_KEY_VARIABLE):
+        if os.environ.get(variable):
+            raise SystemExit(
+                f"npti-export: {variable} is set without {ADAPTER_VARIABLE}, so nothing would be steered; name the "
+                "adapter's folder or Hub repository there."
+            )
 
 
 def take_config(additional_config: Any) -> None:
@@ -70,13 +89,19 @@ def take_config(additional_config: Any) -> None:
     if not isinstance(additional_config, dict) or CONFIG_KEY not in additional_config:
         return
     own = additional_config[CONFIG_KEY]
-    if own and own == _config_taken:
-        return
     if not isinstance(own, dict) or not own or not set(own) <= set(CONFIG_VARIABLES):
         raise SystemExit(
             f"npti-export: --additional-config has {own!r} under {CONFIG_KEY}; an object with some of "
             f"{', '.join(CONFIG_VARIABLES)} is expected."
         )
+    if wrong := [key for key, value in own.items() if type(value) not in (str, int) or value == ""]:
+        raise SystemExit(
+            f"npti-export: --additional-config says {wrong[0]} {own[wrong[0]]!r} under {CONFIG_KEY}; text or a number "
+            "is expected."
+        )
+    said = json.dumps(own, sort_keys=True)
+    if os.environ.get(TAKEN_VARIABLE) == said and os.environ.get(ADAPTER_VARIABLE):
+        return
     for key, value in own.items():
         variable, text = CONFIG_VARIABLES[key], str(value)
         if (there := os.environ.get(variable)) and there != text:
@@ -84,21 +109,28 @@ def take_config(additional_config: Any) -> None:
                 f"npti-export: --additional-config says {key} {text!r} and {variable} says {there!r}; give one."
             )
         os.environ[variable] = text
-    _config_taken.update(own)
+    os.environ[TAKEN_VARIABLE] = said
     register()
 
 
-def _wrap_options() -> None:
-    """Lets vLLM's options be looked at before anything is made of them; nothing is imported for it."""
+def _wrap_options() -> bool:
+    """Lets vLLM's options be looked at before anything is made of them, if there are any in this process.
+
+    Nothing is imported for it.
+    """
     options = getattr(sys.modules.get("vllm.engine.arg_utils"), "EngineArgs", None)
     original = getattr(options, "create_engine_config", None)
-    if options is None or original is None or hasattr(original, "npti_export"):
-        return
+    if options is None or original is None:
+        return False
+    if hasattr(original, "npti_export"):
+        return True
 
     @wraps(original)
     def create_engine_config(self: Any, *arguments: Any, **keywords: Any) -> Any:
         take_config(self.additional_config)
+        check_adapter_is_named()
         return original(self, *arguments, **keywords)
 
     create_engine_config.npti_export = True  # type: ignore[attr-defined]
     options.create_engine_config = create_engine_config
+    return True

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from npti_export.errors import NptiError
-from npti_export.traits.spec import NEUTRAL_NAME
+from npti_export.traits import PersonalitySpec
 
 MAX_NAME_LENGTH = 64
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*")
@@ -47,8 +47,13 @@ def check_name(name: str, where: str) -> None:
     Raises:
         NptiError: If it cannot.
     """
-    if len(name) > MAX_NAME_LENGTH or not _NAME.fullmatch(name) or name == NEUTRAL_NAME:
+    if len(name) > MAX_NAME_LENGTH or not _NAME.fullmatch(name):
         raise NptiError(
             f"{where}: {name[:MAX_NAME_LENGTH]!r} cannot name a personality; lower-case words joined by hyphens can, "
             f"{MAX_NAME_LENGTH} letters at most."
         )
+    try:
+        PersonalitySpec.parse(name)  # openness-1 would stand for another personality than it spells
+    except NptiError:
+        return
+    raise NptiError(f"{where}: {name!r} cannot name a personality, because it reads as one; choose another name.")

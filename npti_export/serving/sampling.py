@@ -80,8 +80,10 @@ def _drawn(scores: Tensor, samplings: Sequence[Sampling], numbers: Sequence[floa
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
 
-    # In float64, so that a sum over a large vocabulary does not decide which token the last one is.
-    scaled = scores.double() / column([sampling.temperature for sampling in samplings])
+    # In float64, so that a sum over a large vocabulary does not decide which token the last one is; the largest at 0,
+    # so that it stays finite however small the temperature.
+    exact = scores.double()
+    scaled = (exact - exact.amax(dim=-1, keepdim=True)) / column([sampling.temperature for sampling in samplings])
     ordered, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     vocabulary = scores.shape[-1]

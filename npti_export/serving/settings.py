@@ -94,6 +94,6 @@ def _admin_key() -> str | None:
 
 def _slots() -> int:
     given = os.environ.get(SLOTS_VARIABLE) or str(DEFAULT_SLOTS)
-    if not given.isascii() or not given.isdigit() or not 1 <= int(given[:9]) <= MAX_SLOTS:
-        raise NptiError(f"{SLOTS_VARIABLE} is {given!r}; a number from 1 to {MAX_SLOTS} is expected.")
+    if not given.isascii() or not given.isdigit() or len(given) > 9 or not 1 <= int(given) <= MAX_SLOTS:
+        raise NptiError(f"{SLOTS_VARIABLE} is {given[:50]!r}; a number from 1 to {MAX_SLOTS} is expected.")
     return int(given)

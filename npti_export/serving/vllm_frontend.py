@@ -19,6 +19,12 @@ from npti_export.steering.positions import Positions
 
 logger = logging.getLogger("vllm.npti_export")
 
+OTHER_WIDTH = ("block_auto_adjust_ff_dim", "use_double_wide_mlp", "shared_intermediate_size")
+"""What in a config says that layers have another width than its ``intermediate_size`` (LFM2, Gemma 4, Granite 4)."""
+
+GENERATE_NOTHING = ("Tokenize", "Detokenize", "Derender")
+"""How the names of requests begin that no personality makes a difference to."""
+
 _http_wrapped = False
 
 
@@ -71,8 +77,8 @@ def check_config(settings: ServingSettings, model_config: Any) -> None:
         )
     text = model_config.hf_text_config
     layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "intermediate_size", None)
-    if not isinstance(layers, int) or not isinstance(width, int) or getattr(text, "block_auto_adjust_ff_dim", False):
-        return  # the worker counts the neurons themselves (LFM2 has fewer than its config says)
+    if not isinstance(layers, int) or not isinstance(width, int) or any(getattr(text, name, 0) for name in OTHER_WIDTH):
+        return  # the worker counts the neurons themselves
     mine.check_fit(
         BaseModel(
             id=id_of_model_name(str(model_config.model)),
@@ -199,7 +205,8 @@ def take_personality(served: ServedPersonalities, request: Any, names: list[str]
         names: What the models are called.
 
     Raises:
-        NptiError: If it cannot, or if the name and ``vllm_xargs`` say different things.
+        NptiError: If it cannot, if the name and ``vllm_xargs`` say different things, or if this kind of request has no
+            place for what the name says.
     """
     named = None
     if request.model:
@@ -211,8 +218,14 @@ def take_personality(served: ServedPersonalities, request: Any, names: list[str]
         raise NptiError(
             f"The model's name asks for the personality {named!r} and {REQUEST_FIELD} for {asked!r}; give one."
         )
+    kind, has_place = type(request).__name__, hasattr(request, "vllm_xargs")
+    if named is not None and spec != served.default and not has_place and not kind.startswith(GENERATE_NOTHING):
+        raise NptiError(
+            f"Personality {str(spec)!r}: a {kind} cannot ask for one behind the model's name, so nothing would come of "
+            "it; use chat or text completions."
+        )
     text = asked if named is None else named
-    if text is not None and hasattr(request, "vllm_xargs"):
+    if text is not None and has_place:
         # Only the front end knows the names that were added while it ran.
         text = str(spec) if text in served.presets else text
         request.vllm_xargs = {**arguments, REQUEST_FIELD: text}

@@ -17,6 +17,13 @@ from npti_export.serving.vllm_frontend import wrap_front_end
 from npti_export.serving.vllm_worker import wrap_worker
 
 RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+REFUSED_VARIABLES = {
+    # The second model runner lays a step out in other buffers; the first is there in every version that is supported.
+    RUNNER_VARIABLE: "personalities are steered on the first model runner",
+    "VLLM_USE_RUST_FRONTEND": "personalities are read by the front end in Python",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "a personality behind a misspelled model's name would silently come to nothing",
+}
+"""Settings of vLLM with which something would not be steered, and why."""
 
 _installed = False
 
@@ -30,9 +37,9 @@ def install() -> None:
     global _installed
     if _installed:
         return
-    # The second model runner lays a step out in other buffers; the first is there in every version that is supported.
-    if os.environ.get(RUNNER_VARIABLE, "0") not in ("", "0", "False", "false"):
-        raise NptiError(f"{RUNNER_VARIABLE} is set, and personalities are steered on the first model runner; unset it.")
+    for variable, why in REFUSED_VARIABLES.items():
+        if os.environ.get(variable, "0").lower() not in ("", "0", "false"):
+            raise NptiError(f"{variable} is set, and {why}; unset it.")
     os.environ[RUNNER_VARIABLE] = "0"
     settings = ServingSettings.from_environment()
     try:

@@ -17,7 +17,8 @@ from npti_export.errors import NptiError
 from npti_export.steering.sites import FINGERPRINT_WEIGHTS, FINGERPRINTED, Site
 
 _LAYER = re.compile(r"\.(\d+)\.")
-_EXPERTS = re.compile(r"FusedMoE|MoERunner|Experts")
+_EXPERTS = re.compile(r"FusedMoE|MoERunner|(?<!MixtureOf)Experts")
+"""In the names of a module's classes; MixtureOfExperts is what models are that may have some, Gemma 4 without them too."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,13 @@ def _site(
         ColumnParallelLinear,
         MergedColumnParallelLinear,
         QKVParallelLinear,
+        ReplicatedLinear,
         RowParallelLinear,
     )
 
     wide: list[Any] = []
     narrow: list[Any] = []
+    unsharded: list[Any] = []
     activations: list[tuple[str, nn.Module]] = []
     for key, child in module.named_children():
         linear = getattr(child, "base_layer", child)  # a LoRA stands around the map
@@ -128,11 +131,18 @@ def _site(
             wide.append(linear)
         elif isinstance(linear, RowParallelLinear):
             narrow.append(linear)
+        elif isinstance(linear, ReplicatedLinear):
+            unsharded.append(linear)
         elif _may_be_activation(child):
             activations.append((key, child))
+    if not wide and not narrow and len(unsharded) == 2 and unsharded[0].output_size > unsharded[0].input_size:
+        # Models that vLLM takes from transformers without a plan for ranks (GPTBigCode); every rank has all of it. The
+        # other way round, a narrow map before a wide one, is no feed-forward block (the input per layer of Gemma 3n).
+        wide, narrow = unsharded[:1], unsharded[1:]
     if not wide or len(narrow) != 1 or not activations:
         return None
-    width, whole = int(narrow[0].input_size_per_partition), int(narrow[0].input_size)
+    whole = int(narrow[0].input_size)
+    width = int(getattr(narrow[0], "input_size_per_partition", whole))
     gated = isinstance(wide[0], MergedColumnParallelLinear)
     if any(int(linear.output_size) != whole * (1 + gated) for linear in wide):
         return None
@@ -166,12 +176,15 @@ def _site(
 
 def _gate_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The non-linearity that a gate-first activation of vLLM applies to its first half."""
-    from vllm.model_executor.layers.activation import GeluAndMul, SiluAndMul
+    from vllm.model_executor.layers.activation import GeluAndMul, GeluAndMulSparse, SiluAndMul
 
     if type(activation) is SiluAndMul:
         return nn.functional.silu
     if type(activation) is GeluAndMul:
         return nn.GELU(approximate=str(activation.approximate))
+    if type(activation) is GeluAndMulSparse:
+        # Gemma 3n lets only the largest gates through; beside an up half of ones the product is the activation.
+        return lambda gate: activation(torch.cat([gate, torch.ones_like(gate)], dim=-1))
     return None
 
 
@@ -180,7 +193,7 @@ def _plain_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
     kind = type(activation)
     if kind.__module__ in ("torch.nn.modules.activation", "transformers.activations"):
         return activation
-    if kind.__module__ == "vllm.model_executor.layers.activation" and not kind.__name__.endswith(("Mul", "MulSparse")):
+    if kind.__module__ == "vllm.model_executor.layers.activation" and "Mul" not in kind.__name__:
         return activation
     return None
 

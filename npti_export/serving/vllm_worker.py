@@ -64,24 +64,38 @@ def check_parallelism(vllm_config: Any) -> None:
     Raises:
         NptiError: With the option that is in the way.
     """
-    parallel = vllm_config.parallel_config
-    if parallel.pipeline_parallel_size > 1:
-        raise NptiError(
-            "Personalities are not served with --pipeline-parallel-size above 1 in this release; use "
-            "--tensor-parallel-size."
-        )
-    if getattr(parallel, "enable_dbo", False):
-        raise NptiError("Personalities are not served with --enable-dbo, which splits a step; leave it out.")
-    if vllm_config.kv_transfer_config is not None:
-        raise NptiError(
-            "Personalities are not served with --kv-transfer-config or --kv-offloading-size in this release: what lies "
-            "outside the server's own cache may be kept without the personality; leave them out."
-        )
-    if getattr(vllm_config.compilation_config.pass_config, "enable_sp", False):
-        raise NptiError(
-            "Personalities are not served with the compilation pass enable_sp, which hands each rank a part of a "
-            "step's tokens; leave it out."
-        )
+    parallel, passes = vllm_config.parallel_config, vllm_config.compilation_config.pass_config
+    context_ranks = getattr(parallel, "prefill_context_parallel_size", 1)
+    micro_batches = getattr(parallel, "enable_dbo", False) or getattr(parallel, "ubatch_size", 0) > 1
+    shared_keys = getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)
+    refused = [
+        (
+            parallel.pipeline_parallel_size > 1,
+            "--pipeline-parallel-size above 1 in this release; use --tensor-parallel-size",
+        ),
+        (
+            context_ranks > 1,
+            "--prefill-context-parallel-size above 1, which hands each rank a part of a step's tokens; use "
+            "--tensor-parallel-size",
+        ),
+        (micro_batches, "--enable-dbo or --ubatch-size, which split a step; leave them out"),
+        (
+            vllm_config.kv_transfer_config is not None,
+            "--kv-transfer-config or --kv-offloading-size in this release: what lies outside the server's own cache "
+            "may be kept without the personality; leave them out",
+        ),
+        (
+            shared_keys,
+            "--kv-sharing-fast-prefill, which hands the later layers a part of a step's tokens; leave it out",
+        ),
+        (
+            getattr(passes, "enable_sp", False),
+            "the compilation pass enable_sp, which hands each rank a part of a step's tokens; leave it out",
+        ),
+    ]
+    for found, what in refused:
+        if found:
+            raise NptiError(f"Personalities are not served with {what}.")
 
 
 def note_layout(vllm_config: Any, dense: list[int]) -> None:

@@ -1,8 +1,5 @@
 """One vLLM engine in a process of its own, which answers batches of requests until its connection is closed.
 
-    python engine_process.py CONNECTION MODEL OPTIONS
-
-CONNECTION is the number of an open connection of multiprocessing's, MODEL a folder, OPTIONS those of vllm.LLM as JSON.
 What comes in is JSON, [[{"prompt": [tokens], "personality": "openness+" or null, "max_tokens": 8}, …], …]: the requests
 of a batch run together, the batches one after the other, the prefix cache empty at first. What goes out holds in
 "answers" for each request its tokens, their log-probabilities and how many tokens of its prompt came from the prefix
@@ -12,8 +9,9 @@ cache, or in "error" why it was refused; and in "counters" what vLLM has counted
 from __future__ import annotations
 
 import json
-import sys
+import os
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 
@@ -55,11 +53,41 @@ def counters(llm: Any) -> dict[str, float]:
     return {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
 
 
-def main() -> None:
-    connection = Connection(int(sys.argv[1]))
+def speak_into(log: str | Path) -> None:
+    """Lets everything that the process says go into a file."""
+    with open(log, "w") as written:
+        os.dup2(written.fileno(), 1)
+        os.dup2(written.fileno(), 2)
+
+
+def settle(environment: dict[str, str]) -> None:
+    """Makes a process that was forked with vLLM imported one of its own, with this environment."""
+    import torch
+    from vllm.model_executor.models import registry
+
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which is read when torch is imported
+    # vLLM looks at a model's class in yet another process, which imports everything anew.
+    registry._run_in_subprocess = lambda function: function()
+
+
+def serve(connection: Connection, model: str, options: dict[str, Any], environment: dict[str, str], log: str) -> None:
+    """Runs the engine.
+
+    Args:
+        connection: Brings what is asked and takes the answers.
+        model: A folder.
+        options: Of vllm.LLM.
+        environment: Of the process.
+        log: Where it writes what vLLM says.
+    """
+    os.setsid()  # it can be ended with the processes that it starts
+    speak_into(log)
+    settle(environment)
     from vllm import LLM
 
-    llm = LLM(sys.argv[2], dtype="float32", max_model_len=256, seed=0, **json.loads(sys.argv[3]))
+    llm = LLM(model, dtype="float32", max_model_len=256, seed=0, **options)
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -69,7 +97,3 @@ def main() -> None:
         assert llm.reset_prefix_cache()
         answers = [answer(llm, batch) for batch in batches]
         connection.send_bytes(json.dumps({"answers": answers, "counters": counters(llm)}).encode())
-
-
-if __name__ == "__main__":  # vLLM starts its processes anew and imports this file there
-    main()

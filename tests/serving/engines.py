@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import mkstemp
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from adapters_for_tests import make_adapter
 from chat_models import CHARACTERS, ROLES, tiny_tokenizer
+from engine_process import serve
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from npti_export import PersonalityAdapter, load_personality
@@ -42,6 +41,9 @@ ANSWER_SECONDS = 900
 """How long an engine may take to start or to answer; on an idle machine it is up in 30."""
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """An engine starts three times as fast without processes of its own; those of the server and of the ranks have them."""
+FORGE = get_context("forkserver")
+"""Forks the engines from a process that has vLLM imported already, which takes longer than all else."""
+FORGE.set_forkserver_preload(["vllm.entrypoints.llm"])
 
 
 @dataclass(frozen=True)
@@ -155,18 +157,13 @@ class Engine:
             more |= ONE_PROCESS
             options["distributed_executor_backend"] = "uni"
         self._connection, theirs = Pipe()
-        program = Path(__file__).with_name("engine_process.py")
         handle, log = mkstemp(".log", dir=served.folder)
+        os.close(handle)
         self._log = Path(log)
-        with theirs, open(handle, "w") as written:
-            self._process = subprocess.Popen(
-                [sys.executable, str(program), str(theirs.fileno()), str(served.model_folder), json.dumps(options)],
-                env=environment(served, **more),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                stdout=written,
-                stderr=subprocess.STDOUT,
-            )
+        arguments = theirs, str(served.model_folder), options, environment(served, **more), log
+        self._process = FORGE.Process(target=serve, args=arguments)
+        with theirs:
+            self._process.start()
         assert self._received() == b"ready"
         self.counters: dict[str, float] = {}
         """What vLLM has counted, as of the last answers; where the option disable_log_stats is false."""
@@ -199,16 +196,16 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
+        self._process.join(60)
+        if self._process.is_alive():
             self._kill()
 
     def _kill(self) -> None:
         """With the processes that it started, which would outlive it."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, SIGKILL)
-        self._process.wait()
+        self._process.kill()  # it may have no group of its own as yet
+        self._process.join()
 
 
 @torch.no_grad()
@@ -228,14 +225,23 @@ def by_transformers(served: Served, request: Request) -> tuple[list[int], list[f
     )
 
 
-def assert_same(answer: dict[str, Any], expected: tuple[list[int], list[float], list[float]]) -> None:
-    """Log-probabilities within the tolerance and the same tokens, up to a tie within it, after which texts differ."""
+def assert_same(
+    answer: dict[str, Any], expected: tuple[list[int], list[float], list[float]], tolerance: float = TOLERANCE
+) -> float:
+    """Log-probabilities within the tolerance and the same tokens, up to a tie within it, after which texts differ.
+
+    Returns:
+        How far the log-probabilities lie apart at most.
+    """
     tokens, logprobs, margins = expected
     assert len(answer["tokens"]) == len(tokens)
-    for mine, theirs, at, there, margin in zip(
-        answer["tokens"], tokens, answer["logprobs"], logprobs, margins, strict=True
+    apart = 0.0
+    for at, (mine, theirs, given, wanted, margin) in enumerate(
+        zip(answer["tokens"], tokens, answer["logprobs"], logprobs, margins, strict=True)
     ):
-        assert abs(at - there) < TOLERANCE
+        apart = max(apart, abs(given - wanted))
+        assert apart < tolerance, f"the log-probability of token {at} is off by {apart:.2g}"
         if mine != theirs:
-            assert margin < TOLERANCE
-            return
+            assert margin < tolerance, f"token {at} is {mine} and not {theirs}, which is ahead by {margin:.2g}"
+            break
+    return apart

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import openai
@@ -23,6 +24,14 @@ NAME = "tests/tiny-chat"
 CONTEXT = 256
 ENDS = [1, 20]
 """Tokens that end an answer; the tiny model writes the second one, a letter, now and then."""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what other threads bring about."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
 
 
 def model_of_tests() -> LlamaForCausalLM:
@@ -58,19 +67,31 @@ class Server:
     engine: Engine
     submitted: list[Answer] = field(default_factory=list)
     together: list[int] = field(default_factory=list)
+    _may_step: Event = field(default_factory=Event)
 
     def client(self, api_key: str = "none") -> openai.OpenAI:
         """The official client."""
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=api_key, max_retries=0, timeout=120)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block no step is taken, so that nothing is done however long the clients take."""
+        self._may_step.clear()
+        try:
+            yield
+        finally:
+            self._may_step.set()
+
     def _watch(self) -> None:
         submit, step = self.engine.submit, self.engine._batch.step
+        self._may_step.set()
 
         def submitting(answers: list[Answer]) -> None:
             submit(answers)
             self.submitted += answers
 
         def stepping() -> torch.Tensor:
+            self._may_step.wait()
             self.together.append(len(self.engine._batch.rows))
             return step()
 

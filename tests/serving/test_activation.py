@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,21 @@ def test_compiled_for_any_number_of_tokens_it_reads_rows_written_later() -> None
         torch.testing.assert_close(steered, activation(x))
         assert not torch.allclose(steered[:-1], plain[:-1])
         torch.testing.assert_close(steered[-1], plain[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not there; make test-vllm sets it up")
+def test_what_vllm_fuses_with_a_quantisation_it_does_not_take_this_for() -> None:
+    from vllm.model_executor.layers.activation import SiluAndMul
+    from vllm.model_executor.layers.fusion import fused_act_quant
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym
+
+    # Llama's layers call it; a fused kernel is looked up by the activation's type and the next map's input format.
+    assert (SiluAndMul, kFp8StaticTensorSym) in fused_act_quant._FUSED_ACT_QUANT
+    activation, rows, _, _ = made(True)
+    rows[:3] = torch.tensor([2, 0, 2])
+    down = nn.Linear(WIDTH, 8)
+    down._input_quant_key = kFp8StaticTensorSym
+    x = torch.randn(3, 2 * WIDTH, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(fused_act_quant.maybe_fused_act_quant(activation, x, down), activation(x))

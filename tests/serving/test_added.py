@@ -57,6 +57,7 @@ def test_beyond_the_slots_it_is_refused_until_one_is_removed(served: ServedPerso
         ("calm", "openness+", "The name 'calm' is in use, for neuroticism-"),
         ("openness+", "openness+", "cannot name a personality"),
         ("neutral", "openness+", "cannot name a personality"),
+        ("openness-1", "openness+", "because it reads as one"),
         ("a" * 65, "openness+", "cannot name a personality"),
         ("cross", "anger+", "there is no trait 'anger'"),
     ],

@@ -68,6 +68,16 @@ def test_special_tokens_are_not_text() -> None:
     assert "".join(pieces(AnswerText(tokenizer), tokenizer("ab<|end|>c")["input_ids"])) == "abc"
 
 
+def test_a_special_token_between_words_takes_no_blank_along(of_words) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=of_words.backend_tokenizer, eos_token="<end>", clean_up_tokenization_spaces=False
+    )
+    end = tokenizer.eos_token_id
+    tokens = [end, 0, end, end, 1, end]
+    whole = tokenizer.decode(tokens, skip_special_tokens=True)
+    assert "".join(pieces(AnswerText(tokenizer), tokens)) == whole == "one two"
+
+
 @pytest.mark.parametrize(
     ("stops", "expected", "stopped"),
     [

@@ -43,6 +43,7 @@ def asked(server: Server, path: str, body: bytes, key: str | None = KEY, **heade
     except urllib.error.HTTPError as error:
         told = json.loads(error.read())["error"]
         assert told.keys() == {"message", "type", "param", "code"}
+        assert len(told["param"] or "") <= 2001
         return error.code, told["message"]
 
 
@@ -108,13 +109,14 @@ OF_COMPLETIONS = [
 def test_bad_requests_are_told_why_and_others_are_answered(server: Server, stream: bool) -> None:
     solo = Solo(adapter_of_tests())
     client = server.client(KEY)
+    questions = [Asked(f"Question {number}", "openness+", 12) for number in range(5)]
+    expected = [solo.text(question) for question in questions]
 
     def answered(number: int) -> bool:
-        one = Asked(f"Question {number}", "openness+", 12)
         done = client.chat.completions.create(
-            model=f"{NAME}:openness+", messages=one.messages, max_tokens=12, temperature=0
+            model=f"{NAME}:openness+", messages=questions[number].messages, max_tokens=12, temperature=0
         )
-        return done.choices[0].message.content == solo.text(one)
+        return done.choices[0].message.content == expected[number]
 
     cases = [(CHAT, *case) for case in EITHER + OF_CHAT] + [(COMPLETIONS, *case) for case in EITHER + OF_COMPLETIONS]
     with ThreadPoolExecutor(2) as clients:
@@ -138,6 +140,8 @@ def test_bad_requests_are_told_why_and_others_are_answered(server: Server, strea
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half of a surrogate pair"),
         (b'{"personality": "\\ud800+", "messages": [{"role": "user", "content": "hi"}]}', "a term is a trait"),
         (b'{"model": "\\ud800", "messages": [{"role": "user", "content": "hi"}]}', ""),
+        (b'{"\\ud800": 1, "messages": [{"role": "user", "content": "hi"}]}', "unicode"),
+        (b'{"' + b"x" * 5000 + b'": 1, "messages": [{"role": "user", "content": "hi"}]}', "Unrecognized"),
     ],
 )
 def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes, said: str) -> None:
@@ -199,7 +203,7 @@ def test_more_than_the_server_takes_is_told_to_try_again(server: Server) -> None
     long = PLAIN[CHAT] | {"max_tokens": 220, "ignore_eos": True, "n": 8, "stream": True}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(server.address + CHAT, json.dumps(long).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as stream:
+    with server.held(), urllib.request.urlopen(request, timeout=60) as stream:
         assert stream.readline().startswith(b"data: ")
         status, message = asked(server, CHAT, json.dumps(PLAIN[CHAT]).encode())
         assert (status, message) == (503, "8 answers are in the making; try again.")
@@ -228,3 +232,5 @@ def test_a_server_that_cannot_do_what_it_was_told_does_not_start(options: dict[s
 def test_an_address_that_is_taken_is_said() -> None:
     with listening("127.0.0.1", 0) as taken, pytest.raises(NptiError, match=r"cannot listen at 127\.0\.0\.1:\d+ \("):
         listening("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(NptiError, match=r"cannot listen at no\.\.host:8000 \("):
+        listening("no..host", 8000)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import json
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import openai
 import pytest
 import torch
 from chat_models import DROPPING_TEMPLATE
-from small_server import CONTEXT, ENDS, NAME, Asked, Server, Solo, adapter_of_tests, serving
+from small_server import CONTEXT, ENDS, NAME, Asked, Server, Solo, adapter_of_tests, serving, until
 
 DEFAULT = "neuroticism-"
 PRESETS = {"curious": "openness+1.2"}
@@ -47,9 +48,12 @@ def test_answers_of_a_mixed_batch_are_those_of_the_runtime(server: Server, clien
         Asked("How are you?" * (number % 4) + f" {number}", spec, 10 + 3 * (number % 5))
         for number, spec in enumerate(specs * 3)
     ]
-    del server.together[:]
+    del server.together[:], server.submitted[:]
     with ThreadPoolExecutor(len(asked)) as clients:
-        said = list(clients.map(lambda one: chat(client, one), asked))
+        with server.held():
+            answers = [clients.submit(chat, client, one) for one in asked]
+            until(lambda: len(server.submitted) == len(asked))
+        said = [answer.result() for answer in answers]
     assert said == [solo.text(one) for one in asked]
     assert max(server.together) == 8  # as many as there are rows, or the batch was not what was tested
     assert len({solo.text(Asked("Hello", spec)) for spec in specs}) >= 5
@@ -191,7 +195,8 @@ def test_seeds_repeat_and_choices_differ(client: openai.OpenAI) -> None:
     assert again[0].result() == again[2].result() == first
     assert again[1].result() != first
     assert len(set(first)) == 4
-    assert said() != said()
+    open_ended = {"n": 4, "extra_body": {"ignore_eos": True}}  # two answers that end at once would be the same
+    assert said(**open_ended) != said(**open_ended)
     assert said(top_p=1e-6) == said(top_p=1e-6)
 
 
@@ -205,8 +210,10 @@ def test_a_template_without_a_system_role_does_not_lose_what_the_system_says(sol
     assert done.choices[0].message.content == expected != solo.text(Asked("Hello", "openness+"))
 
 
-def test_the_models_and_presets_that_there_are(client: openai.OpenAI) -> None:
+def test_the_models_and_presets_that_there_are(server: Server, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [NAME, f"{NAME}:curious"]
+    with urllib.request.urlopen(f"{server.address}/v1/models/", timeout=60) as answer:
+        assert [model["id"] for model in json.load(answer)["data"]] == [NAME, f"{NAME}:curious"]
     assert client.models.retrieve(f"{NAME}:curious").id == f"{NAME}:curious"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("another")
@@ -216,22 +223,20 @@ def test_the_models_and_presets_that_there_are(client: openai.OpenAI) -> None:
 
 def test_a_client_that_goes_away_takes_its_answer_along(server: Server, client: openai.OpenAI, solo: Solo) -> None:
     del server.submitted[:]
-    stream = client.chat.completions.create(
-        model=NAME, messages=Asked("Hello").messages, stream=True, extra_body={"ignore_eos": True}
-    )
-    next(iter(stream))
-    stream.close()
-    with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.1).chat.completions.create(
-            model=NAME, messages=Asked("Hello").messages, extra_body={"ignore_eos": True}
+    with server.held():
+        stream = client.chat.completions.create(
+            model=NAME, messages=Asked("Hello").messages, stream=True, extra_body={"ignore_eos": True}
         )
+        next(iter(stream))  # the role, which comes before any token
+        stream.close()
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.1).chat.completions.create(
+                model=NAME, messages=Asked("Hello").messages, extra_body={"ignore_eos": True}
+            )
+        until(lambda: [answer.cancelled for answer in server.submitted] == [True, True])
     asked = Asked("And you?", "openness+")
     assert chat(client, asked) == solo.text(asked)
-    began = time.monotonic()
-    while server.engine.busy:
-        assert time.monotonic() - began < 60
-        time.sleep(0.01)
-    assert [answer.cancelled for answer in server.submitted[:2]] == [True, True]
+    until(lambda: not server.engine.busy)
     assert all(answer.tokens < answer.max_tokens for answer in server.submitted[:2])
 
 

@@ -118,6 +118,7 @@ def place_of(module: nn.Module, dtype: torch.dtype = torch.float32) -> OutputPla
 
 @pytest.mark.parametrize("kind", [nn.Linear, Map])
 def test_each_token_gets_the_vector_of_its_row(kind: type[nn.Linear]) -> None:
+    torch.manual_seed(0)
     module = kind(WIDTH, HIDDEN)
     names, x = list(module.state_dict()), torch.randn(5, WIDTH)
     plain = nn.functional.linear(x, module.weight, module.bias).detach().numpy()
@@ -141,7 +142,7 @@ class Same(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_neutral_rows_change_no_bit(dtype: torch.dtype) -> None:
-    module, x = Same(), torch.randn(4, HIDDEN).to(dtype)
+    module, x = Same(), torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, :4] = torch.tensor([-0.0, 0.0, torch.inf, -torch.inf], dtype=dtype)
     add_to_output(
         place_of(module, dtype), torch.full((2, HIDDEN), -0.0, dtype=dtype), torch.zeros(4, dtype=torch.int64)
@@ -152,6 +153,7 @@ def test_neutral_rows_change_no_bit(dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 def test_compiled_it_reads_rows_and_vectors_written_later() -> None:
+    torch.manual_seed(0)
     module = Map(WIDTH, HIDDEN)
     residual, rows = torch.full((2, HIDDEN), -0.0), torch.zeros(64, dtype=torch.int64)
     add_to_output(place_of(module), residual, rows)

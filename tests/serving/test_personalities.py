@@ -184,6 +184,8 @@ def test_presets_are_asked_for_by_name(adapter: PersonalityAdapter) -> None:
         ("[]", "holds list"),
         ('{"openness+": "openness+"}', "cannot name a personality"),
         ('{"neutral": "openness+"}', "cannot name a personality"),
+        ('{"openness-1": "openness+"}', "'openness-1' cannot name a personality, because it reads as one"),
+        ('{"openness-1.5": "openness+"}', "because it reads as one"),
         ('{"calm": 1}', "the personality of 'calm' is int"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from typing import ClassVar
 import pytest
 
 from npti_export.errors import NptiError
-from npti_export.serving import plugin
+from npti_export.serving import plugin, vllm_plugin
 from npti_export.serving.model_names import split_model_name
-from npti_export.serving.plugin import CONFIG_VARIABLES, register, take_config
+from npti_export.serving.plugin import CONFIG_VARIABLES, TAKEN_VARIABLE, register, take_config
 from npti_export.serving.settings import ServingSettings
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -23,9 +24,8 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*CONFIG_VARIABLES.values(), "NPTI_ADMIN_KEY", "VLLM_USE_V2_MODEL_RUNNER"):
+    for name in (*CONFIG_VARIABLES.values(), "NPTI_ADMIN_KEY", TAKEN_VARIABLE, *vllm_plugin.REFUSED_VARIABLES):
         monkeypatch.setenv(name, "")  # what the code under test writes there is then taken back
-    monkeypatch.setattr(plugin, "_config_taken", {})
 
 
 def test_the_entry_point_is_in_vllms_group() -> None:
@@ -43,9 +43,10 @@ def test_without_an_adapter_nothing_is_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_personality_without_an_adapter_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NPTI_PERSONALITY", "openness+")
-    with pytest.raises(SystemExit, match="NPTI_PERSONALITY is set without NPTI_ADAPTER"):
+@pytest.mark.parametrize("name", ["NPTI_PERSONALITY", "NPTI_PRESETS", "NPTI_SLOTS", "NPTI_ADMIN_KEY"])
+def test_settings_without_an_adapter_end_the_process(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "openness+")
+    with pytest.raises(SystemExit, match=f"{name} is set without NPTI_ADAPTER"):
         register()
 
 
@@ -55,10 +56,15 @@ def test_an_adapter_that_cannot_be_read_ends_the_process(monkeypatch: pytest.Mon
         register()
 
 
-def test_the_second_model_runner_is_refused(monkeypatch: pytest.MonkeyPatch, bundled_adapter: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["VLLM_USE_V2_MODEL_RUNNER", "VLLM_USE_RUST_FRONTEND", "VLLM_SKIP_MODEL_NAME_VALIDATION"]
+)
+def test_parts_of_vllm_that_are_not_steered_are_refused(
+    monkeypatch: pytest.MonkeyPatch, bundled_adapter: Path, name: str
+) -> None:
     monkeypatch.setenv("NPTI_ADAPTER", str(bundled_adapter))
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(SystemExit, match="VLLM_USE_V2_MODEL_RUNNER is set"):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit, match=f"{name} is set"):
         register()
 
 
@@ -69,7 +75,11 @@ def test_the_second_model_runner_is_refused(monkeypatch: pytest.MonkeyPatch, bun
         ({"npti_export": {}}, "has {} under npti_export"),
         ({"npti_export": {"adaptor": "adapters/mine"}}, "adapter, personality, presets, slots is expected"),
         ({"npti_export": {"admin_key": "0123456789abcdef"}}, "adapter, personality, presets, slots is expected"),
+        ({"npti_export": {"adapter": None}}, "says adapter None under npti_export"),
+        ({"npti_export": {"adapter": ""}}, "says adapter '' under npti_export"),
+        ({"npti_export": {"slots": True}}, "says slots True under npti_export"),
         ({"npti_export": {"personality": "openness+"}}, "NPTI_PERSONALITY is set without NPTI_ADAPTER"),
+        ({"npti_export": {"presets": "presets.json"}}, "NPTI_PRESETS is set without NPTI_ADAPTER"),
         ({"npti_export": {"adapter": "no/such/folder/at/all"}}, "no/such/folder/at/all"),
     ],
 )
@@ -85,6 +95,23 @@ def test_an_additional_config_may_not_contradict_the_environment(
     monkeypatch.setenv("NPTI_ADAPTER", str(tmp_path))
     with pytest.raises(SystemExit, match=r"says adapter 'another' and NPTI_ADAPTER says .*; give one"):
         take_config({"npti_export": {"adapter": "another"}})
+
+
+def test_the_processes_that_vllm_starts_may_take_the_same_config_again(
+    monkeypatch: pytest.MonkeyPatch, bundled_adapter: Path
+) -> None:
+    """By then the adapter's variable names the whole path of the folder that the first process found."""
+    monkeypatch.setattr(vllm_plugin, "install", ServingSettings.from_environment)
+    monkeypatch.chdir(bundled_adapter.parent)
+    config = {"npti_export": {"adapter": bundled_adapter.name, "personality": "openness+", "slots": 3}}
+    take_config(config)
+    assert os.environ["NPTI_ADAPTER"] == str(bundled_adapter.parent.resolve() / bundled_adapter.name)
+    importlib.reload(plugin).take_config(config)  # nothing but the environment is left in another process
+    with pytest.raises(SystemExit, match="says slots '4' and NPTI_SLOTS says '3'; give one"):
+        take_config({"npti_export": {"slots": 4}})
+    monkeypatch.setenv("NPTI_ADAPTER", "")
+    take_config(config)
+    assert Path(os.environ["NPTI_ADAPTER"]).is_absolute()
 
 
 def test_an_additional_config_of_others_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +139,29 @@ def test_options_of_vllm_are_looked_at_before_anything_is_made_of_them(monkeypat
     assert not options.made
 
 
+def test_settings_beside_the_options_are_held_against_them(
+    monkeypatch: pytest.MonkeyPatch, bundled_adapter: Path
+) -> None:
+    """The key of the endpoint may only stand in the environment, the adapter may stand in the options."""
+
+    class EngineArgs:
+        def __init__(self, additional_config: dict[str, object]) -> None:
+            self.additional_config, self.made = additional_config, False
+
+        def create_engine_config(self) -> None:
+            self.made = True
+
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", SimpleNamespace(EngineArgs=EngineArgs))
+    monkeypatch.setattr(vllm_plugin, "install", lambda: None)
+    monkeypatch.setenv("NPTI_ADMIN_KEY", "0123456789abcdef")
+    register()
+    with pytest.raises(SystemExit, match="NPTI_ADMIN_KEY is set without NPTI_ADAPTER"):
+        EngineArgs({}).create_engine_config()
+    options = EngineArgs({"npti_export": {"adapter": str(bundled_adapter)}})
+    options.create_engine_config()
+    assert options.made
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
@@ -120,6 +170,7 @@ def test_options_of_vllm_are_looked_at_before_anything_is_made_of_them(monkeypat
         ("NPTI_SLOTS", "0", "NPTI_SLOTS is '0'; a number from 1"),
         ("NPTI_SLOTS", "many", "NPTI_SLOTS is 'many'"),
         ("NPTI_SLOTS", "9" * 5000, "NPTI_SLOTS is '999"),
+        ("NPTI_SLOTS", "000000001999", "NPTI_SLOTS is '000000001999'"),
     ],
 )
 def test_settings_of_the_endpoint_that_are_none_end_the_process(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 from transformers import LlamaForCausalLM
@@ -30,6 +31,13 @@ class Completion:
 @dataclass
 class Tokenize:
     """A request that generates nothing."""
+
+    model: str | None = "base"
+
+
+@dataclass
+class Generate:
+    """A request that generates and has no place for a personality, such as vLLM's of tokens in and out."""
 
     model: str | None = "base"
 
@@ -80,6 +88,17 @@ def test_requests_that_generate_nothing_may_use_the_name(served: ServedPersonali
     assert vars(request) == {"model": "base"}
 
 
+def test_a_request_that_would_lose_what_its_name_says_is_refused(tiny_llama, tiny_adapter) -> None:
+    calm = ServedPersonalities(tiny_adapter(tiny_llama), "neuroticism-")
+    for name in ("base:openness+", "base:neutral"):
+        with pytest.raises(NptiError, match="a Generate cannot ask for one behind the model's name"):
+            take_personality(calm, Generate(name), NAMES)
+    for name in ("base:neuroticism-", "base"):  # what it gets anyway
+        request = Generate(name)
+        take_personality(calm, request, NAMES)
+        assert request.model == "base"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -121,3 +140,13 @@ def test_an_adapter_of_a_mixture_is_refused_by_name(tiny_llama, tiny_adapter) ->
     settings = ServingSettings("folder", PersonalityAdapter(mixture, {}), None)
     with pytest.raises(NptiError, match="some-mixture, which the adapter was made for, is a mixture of experts"):
         check_config(settings, object())
+
+
+def test_a_width_that_stands_elsewhere_in_the_config_is_left_to_the_worker(tiny_llama, tiny_adapter) -> None:
+    settings = ServingSettings("folder", tiny_adapter(tiny_llama), None)
+    text = SimpleNamespace(num_hidden_layers=3, intermediate_size=96)
+    config = SimpleNamespace(hf_text_config=text, hf_config=tiny_llama.config, model="tiny")
+    with pytest.raises(NptiError, match="neurons_per_layer 144"):
+        check_config(settings, config)
+    text.shared_intermediate_size = 48  # Granite 4 without experts
+    check_config(settings, config)

@@ -41,6 +41,11 @@ def test_tokens_come_as_often_as_the_parameters_ask(sampling: Sampling, kept: li
     assert shares(sampling) == pytest.approx(expected.tolist(), abs=0.015)
 
 
+def test_a_temperature_may_be_as_small_as_numbers_are() -> None:
+    for temperature in (1e-300, 1e-310, 5e-324):
+        assert next_tokens(LOGITS, [Sampling(temperature)], [[0]], [0.999]) == [1]
+
+
 def test_every_row_goes_by_its_own_parameters_and_numbers() -> None:
     samplings = [Sampling(0.0), Sampling(top_k=1), Sampling(), Sampling()]
     assert next_tokens(LOGITS.expand(4, -1), samplings, [[0]] * 4, [0.9, 0.9, 0.0, 0.9999]) == [1, 1, 1, 3]

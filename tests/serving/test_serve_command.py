@@ -105,11 +105,23 @@ def test_what_it_cannot_do_is_said_before_the_model_is_loaded(
 
 
 def test_a_personality_that_is_not_there_keeps_it_from_starting(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_model_folder: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_adapter(LlamaForCausalLM.from_pretrained(demo_model_folder)).save_pretrained(tmp_path)
-    arguments = ["--adapter", str(tmp_path), "--port", str(free_port()), "--personality", "anger+"]
-    assert "there is no trait 'anger'" in refused(arguments, capsys)
+    (tmp_path / "presets.json").write_text('{"cross": "anger+"}')
+    monkeypatch.setattr("npti_export.cli.loading.load_model", lambda *_: pytest.fail("the model was loaded before"))
+    for more in (["--personality", "anger+"], ["--presets", str(tmp_path / "presets.json")]):
+        assert "there is no trait 'anger'" in refused(["--adapter", str(tmp_path), *more], capsys)
+
+
+@pytest.mark.parametrize("key", ["sk of tests", "sk-of-tests\n", "schlüssel"])
+def test_a_key_that_no_request_could_bring_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("NPTI_API_KEY", key)
+    said = refused([], capsys)
+    assert "NPTI_API_KEY holds a blank, a line break or a letter beyond ASCII" in said
+    assert key.strip() not in said
 
 
 def test_options_of_the_other_engine_are_refused(

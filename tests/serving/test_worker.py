@@ -28,6 +28,7 @@ def config(**parallel: object) -> SimpleNamespace:
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**{"pipeline_parallel_size": 1, "enable_dbo": False} | parallel),
         kv_transfer_config=None,
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=False)),
         scheduler_config=SimpleNamespace(max_num_seqs=7),
         additional_config={"another": 1},
@@ -38,12 +39,20 @@ def test_options_that_split_a_step_are_refused_by_name() -> None:
     check_parallelism(config(tensor_parallel_size=2))
     with pytest.raises(NptiError, match="--pipeline-parallel-size"):
         check_parallelism(config(pipeline_parallel_size=2))
+    with pytest.raises(NptiError, match="--prefill-context-parallel-size"):
+        check_parallelism(config(prefill_context_parallel_size=2))
     with pytest.raises(NptiError, match="--enable-dbo"):
         check_parallelism(config(enable_dbo=True))
-    for name, value in (("kv_transfer_config", object()), ("compilation_config", None)):
+    with pytest.raises(NptiError, match="--ubatch-size"):
+        check_parallelism(config(ubatch_size=2))
+    for name, value, said in (
+        ("kv_transfer_config", object(), "--kv-transfer-config"),
+        ("cache_config", SimpleNamespace(kv_sharing_fast_prefill=True), "--kv-sharing-fast-prefill"),
+        ("compilation_config", SimpleNamespace(pass_config=SimpleNamespace(enable_sp=True)), "enable_sp"),
+    ):
         refused = config()
-        setattr(refused, name, value or SimpleNamespace(pass_config=SimpleNamespace(enable_sp=True)))
-        with pytest.raises(NptiError, match="--kv-transfer-config" if value else "enable_sp"):
+        setattr(refused, name, value)
+        with pytest.raises(NptiError, match=said):
             check_parallelism(refused)
 
 
@@ -72,6 +81,7 @@ class Layer(nn.Module):
 
 
 def steered(round: str) -> tuple[list[ServedSite], list[SteeringTables], TokenSlots, list[LayerRun]]:
+    torch.manual_seed(0)
     layer = Layer(round)
     site = Site(0, "layer.act", layer, "act", WIDTH, layer.gate_up, True, torch.float32, CPU)
     place = OutputPlace(0, "layer.down", layer.down, HIDDEN, 1.0, torch.float32, CPU)
