@@ -233,7 +233,10 @@ def _read_trait(folder: Path, name: str, fields: TraitFields, model: BaseModel) 
     )
     data = read_bytes(path, limit)
     if hashlib.sha256(data).hexdigest() != fields.sha256:
-        raise NptiError(f"{path} is damaged or was replaced (its SHA-256 is not the one in {CONFIG_NAME}).")
+        raise NptiError(
+            f"{path} is damaged or was replaced (its SHA-256 is not the one in {CONFIG_NAME}); fetch or identify "
+            f"{name} again."
+        )
     file = trait_from_bytes(data, str(path))
     poles = {}
     for pole in Pole:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +96,17 @@ def _measured(trait: TraitRecord, pole: Pole) -> list[list[str]]:
     for judge, scores in _scores(trait, pole):
         if not _METRICS.keys() & scores.keys():  # benchmarks alone have a table of their own
             continue
-        figure = partial(_figure, scores)
+        measured = [figure(scores.get(what), "{:+.2f}") for what in ("effect", "placebo", "prompt")]
         questions = scores.get("questions")
         who = judge + (f", {questions} questions" if isinstance(questions, int) else "")
-        signed = [figure(what, "{:+.2f}") for what in ("effect", "placebo", "prompt")]
-        rows.append([*start, who, *signed, figure("fluency", "{:.2f}")])
+        rows.append([*start, who, *measured, figure(scores.get("fluency"), "{:.2f}")])
     return rows or [[*start, *[NOT_MEASURED] * 5]]
 
 
 def _others(trait: TraitRecord, pole: Pole, what: str, form: str) -> list[list[str]]:
     """Rows of a table of what else moved: other traits (bleed) or benchmarks (capability), where that was measured."""
     return [
-        [f"`{trait.name}{pole.sign}`", judge, _plain(other), _figure(scores[what], other, form)]
+        [f"`{trait.name}{pole.sign}`", judge, _plain(other), figure(scores[what][other], form)]
         for judge, scores in _scores(trait, pole)
         if isinstance(scores.get(what), dict)
         for other in sorted(scores[what])
@@ -172,9 +171,17 @@ def _method(trait: TraitRecord, pole: Pole) -> str:
     return f"`{method.name}`: {rules[method.name]}."
 
 
-def _figure(scores: Mapping[str, Any], what: str, form: str) -> str:
-    """Mean and interval; what an adapter from elsewhere does not hold in that form was not measured."""
-    interval = _interval(scores.get(what))
+def figure(value: Any, form: str) -> str:
+    """A score as text; what an adapter from elsewhere does not hold as mean, low and high was not measured.
+
+    Args:
+        value: What stands in ``scores``.
+        form: How a number is written.
+
+    >>> figure([0.5, 0.25, 0.75], "{:+.2f}"), figure("large", "{:+.2f}")
+    ('+0.50 [+0.25, +0.75]', 'not measured')
+    """
+    interval = _interval(value)
     if interval is None:
         return NOT_MEASURED
     mean, low, high = map(form.format, interval)
@@ -184,7 +191,8 @@ def _figure(scores: Mapping[str, Any], what: str, form: str) -> str:
 def _interval(value: Any) -> tuple[float, float, float] | None:
     match value:
         case [int() | float() as mean, int() | float() as low, int() | float() as high]:
-            return mean, low, high
+            if max(map(abs, (mean, low, high))) <= sys.float_info.max:  # JSON's whole numbers have no bound
+                return mean, low, high
     return None
 
 

@@ -79,7 +79,7 @@ def read_config(data: bytes, where: str) -> ConfigFields:
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise NptiError(f"{where} is no JSON ({error}); fetch or identify the adapter again.") from None
+        raise NptiError(f"{where} is no JSON ({error}); remove it, and fetch or identify the adapter again.") from None
     if not isinstance(raw, dict) or raw.get("library_name") != LIBRARY_NAME:
         raise NptiError(f"{where} is not the config of a personality adapter (library_name is not {LIBRARY_NAME}).")
     version = raw.get("format_version")
@@ -101,7 +101,10 @@ def read_config(data: bytes, where: str) -> ConfigFields:
     except NptiError as error:
         raise NptiError(f"{where}: {error}") from None
     if rewritten != data:
-        raise NptiError(f"{where} was changed after it was written (config_sha256 does not agree with its content).")
+        raise NptiError(
+            f"{where} was changed after it was written (config_sha256 does not agree with its content); remove it, and "
+            "fetch or identify the adapter again."
+        )
     _check_base_model(config.base_model, where)
     neurons = base_model_from_fields(config.base_model).num_neurons
     for name, trait in config.traits.items():

@@ -32,6 +32,7 @@ def id_of_model_name(name: str) -> str:
     >>> id_of_model_name("org/name"), id_of_model_name("./models/name")
     ('org/name', 'name')
     """
+    name = os.path.expanduser(name)
     path = Path(name)
     if path.is_dir():
         return path.resolve().name
@@ -70,7 +71,9 @@ def find_adapter(base_model_id: str) -> Path:
     """
     own = _own_folders(base_model_id)
     if len(own) > 1 and own[0].resolve() != own[1].resolve():
-        raise NptiError(f"Two adapters fit {base_model_id}: {own[0]} and {own[1]}; name one.")
+        raise NptiError(
+            f"Two adapters fit {base_model_id}: {own[0]} and {own[1]}; name one, with --adapter (adapter= in Python)."
+        )
     if own:
         return own[0]
     if base_model_id == DEMO_ID and (bundled_folder() / "config.json").is_file():

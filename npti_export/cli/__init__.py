@@ -31,6 +31,9 @@ COMMANDS = {
 }
 """Commands in the order in which one meets them, with the line that ``--help`` shows."""
 
+AS_IT_STANDS = "\b\n"
+"""Before an epilog, so that click breaks none of its lines (it breaks at hyphens too) and the example can be copied."""
+
 
 class _LazyGroup(click.Group):
     """Imports a command's file when the command is called."""
@@ -42,7 +45,11 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(f"npti_export.cli.{cmd_name.replace('-', '_')}").command
-        return command if isinstance(command, click.Command) else None
+        if not isinstance(command, click.Command):
+            return None
+        if command.epilog and not command.epilog.startswith(AS_IT_STANDS):
+            command.epilog = AS_IT_STANDS + command.epilog
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -76,7 +83,9 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nStopped. What was done is kept; the same command goes on from there.", err=True)
+        # What is lost differs: only some commands keep their work as they go.
+        going_on = "identify, elicit, measure, calibrate and eval --output go on from where they were."
+        click.echo(f"\nStopped; nothing is left half-written. When run again, {going_on}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -36,6 +36,7 @@ def command(
     /personality openness-   switch (neutral is off)
     /reset                   forget the conversation
     /quit                    end
+    Ctrl-C                   stop an answer; at the prompt, end
     """
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
 
@@ -60,6 +61,8 @@ def converse(model: Any, tokenizer: Any, loaded: Any, max_new_tokens: int, quiet
             history = _turn(model, tokenizer, loaded, history, line.strip(), max_new_tokens, quiet)
         except NptiError as error:
             click.echo(f"Error: {error}", err=True)
+        except KeyboardInterrupt:
+            loading.notice("\nStopped; the conversation stands as it did before this line.", quiet)
 
 
 def _turn(

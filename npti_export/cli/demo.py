@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from npti_export.cli import loading, options
+from npti_export.errors import NptiError
 
 QUESTIONS = 60
 """Identification questions a pole at most; fewer are asked once the halves of the answers agree on delta."""
@@ -30,7 +31,7 @@ def command(trait: str, output: Path | None, seed: int, quiet: bool) -> None:
     """
     from npti_export.traits import trait_named
 
-    trait_named(trait)
+    trait = trait_named(trait.lower()).name
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "npti-demo"
         _run(trait, folder, seed, quiet)
@@ -46,7 +47,7 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
     from npti_export.evaluation.judges.local_judge import LocalJudge
     from npti_export.evaluation.methods import Rivals, methods_of
     from npti_export.evaluation.protocol import EVALUATION_DECODING
-    from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
+    from npti_export.evaluation.side_by_side import Exam, Subject, evaluate
     from npti_export.identification.answers import Prompt, generate_answers
     from npti_export.identification.elicit import read_transcripts
     from npti_export.pipeline import identify, transcripts_file
@@ -91,11 +92,11 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
         Subject(term, methods_of(term, trait_named(trait), found.adapter, shipped_personas(trait), Rivals(), seed))
         for term in (Term(trait, pole) for pole in Pole)
     ]
-    with stage("answers", count_answers(subjects, exam)) as progress:
-        asker = Asker(model, tokenizer, EVALUATION_DECODING, progress=progress)
-        print_evaluation(evaluate(asker, subjects, exam, "npti-demo"))
+    asker = Asker(model, tokenizer, EVALUATION_DECODING)
+    print_evaluation(evaluate(asker, subjects, exam, "npti-demo", stage=stage))
     click.echo(f"\n{question}")
     side_by_side(answers)
     after = generate_answers(model, tokenizer, [Prompt(question)], EVALUATION_DECODING)[0].text
-    same = "the same" if after == answers[str(PersonalitySpec())] else "NOT the same"
-    click.echo(f"After unloading, the answer is {same} as before. Everything took {time.monotonic() - began:.0f} s.")
+    if after != answers[str(PersonalitySpec())]:
+        raise NptiError("After unloading, the answer is not the same as before: the model was not left as it was.")
+    click.echo(f"After unloading, the answer is the same as before. Everything took {time.monotonic() - began:.0f} s.")

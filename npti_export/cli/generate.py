@@ -11,7 +11,9 @@ from npti_export.cli import loading, options
 
 @click.command("generate", epilog='Example: npti-export generate "How was your weekend?" --personality extraversion+')
 @click.argument("prompt")
-@click.option("--personality", default="neutral", show_default=True, help="Such as openness+ or openness+0.5,anger-.")
+@click.option(
+    "--personality", default="neutral", show_default=True, help="Such as openness+ or openness+0.5,neuroticism-."
+)
 @click.option("--compare", is_flag=True, help="Unsteered, high and low end side by side (one trait).")
 @options.model
 @options.adapter
@@ -42,7 +44,8 @@ def command(
     spec = PersonalitySpec.parse(personality)
     if compare and len(spec.terms) != 1:
         raise NptiError(
-            f"--compare sets the two ends of one trait side by side; {personality!r} has {len(spec.terms)}."
+            f"--compare sets the two ends of one trait side by side, and {personality!r} names {len(spec.terms)}; give "
+            "one, such as --personality openness+."
         )
     specs = [spec]
     if compare:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from npti_export.cli import loading, options
-from npti_export.errors import NptiError
-
-if TYPE_CHECKING:
-    from npti_export.adapter.adapter import PersonalityAdapter
-    from npti_export.adapter.base_model import BaseModel
 
 
 @click.command(
@@ -52,16 +45,16 @@ def command(
     if (num_layers is None) != (neurons_per_layer is None):
         raise click.UsageError("Give both --num-layers and --neurons-per-layer, or neither.")
 
-    from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import default_adapter_folder
     from npti_export.adapter.model_config import base_model_from_config
     from npti_export.adapter.published import read_published
+    from npti_export.identification.selection import adapter_in
 
     loading.hush_hub(quiet)
     base_model = base_model_from_config(model_name, num_layers, neurons_per_layer)
     traits = read_published(folder, base_model)
     where = output or default_adapter_folder(base_model.id)
-    adapter = _adapter_in(where, base_model) or PersonalityAdapter(base_model, {})
+    adapter = adapter_in(where, base_model, list(traits))
     replaced = [name for name in traits if name in adapter.traits]
     for trait in traits.values():
         adapter = adapter.with_trait(trait)
@@ -80,19 +73,3 @@ def command(
     for row in rows:
         click.echo(f"{row['personality']:20} {row['neurons']:7,} neurons   gamma {row['gamma']}")
     click.echo(f"Written to {where}")
-
-
-def _adapter_in(folder: Path, base_model: BaseModel) -> PersonalityAdapter | None:
-    """The adapter that the folder holds, which must be of the same base model; None if it holds none."""
-    from npti_export.adapter.adapter import PersonalityAdapter
-
-    if not (folder / "config.json").exists():
-        return None
-    adapter = PersonalityAdapter.from_pretrained(folder)
-    there, joined = adapter.base_model, adapter.base_model.joined(base_model)
-    if joined is None:
-        raise NptiError(
-            f"{folder} holds the adapter of another base model ({there.id}, {there.num_neurons} neurons) than this one "
-            f"({base_model.id}, {base_model.num_neurons} neurons); choose another --output, or remove that adapter."
-        )
-    return replace(adapter, base_model=joined)

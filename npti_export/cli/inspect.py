@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.records import PoleRecord
 
-NOT_MEASURED = "not measured"
 COLUMNS = ("personality", "neurons", "γ", "judge", "effect", "perplexity ratio")
 
 
-@click.command("inspect", epilog="Example: npti-export inspect adapters/npti-demo --plot npti-demo.png")
+@click.command("inspect", epilog="Example: npti-export inspect --plot npti-demo.png")
 @click.argument("adapter", required=False)
 @options.model
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw neurons by layer and delta by pole into this PNG.")
@@ -107,10 +106,12 @@ def _print(name: str, adapter: PersonalityAdapter, config: Mapping[str, Any]) ->
 
 def _measured(record: PoleRecord) -> list[tuple[str, str, str]]:
     """By whom the pole was scored, effect and cost: a row a judge, else what finding the dose measured."""
+    from npti_export.adapter.card import NOT_MEASURED, figure
+
     rows = [
-        (judge, _figure(scores.get("effect"), "{:+.2f}"), _figure(scores.get("fluency"), "{:.2f}"))
+        (judge, figure(scores.get("effect"), "{:+.2f}"), figure(scores.get("fluency"), "{:.2f}"))
         for judge, scores in sorted(record.scores.items())
-        if isinstance(scores, dict)
+        if isinstance(scores, dict) and {"effect", "fluency"} & scores.keys()  # benchmarks alone have neither
     ]
     if rows:
         return rows
@@ -118,14 +119,6 @@ def _measured(record: PoleRecord) -> list[tuple[str, str, str]]:
     if at_dose:
         return [("dose curve", f"{at_dose[0].effect:+.2f}", f"{at_dose[0].fluency:.2f}")]
     return [(NOT_MEASURED, "", "")]
-
-
-def _figure(score: Any, form: str) -> str:
-    """Mean and interval; what an adapter from elsewhere does not hold in that form was not measured."""
-    match score:
-        case [int() | float() as mean, int() | float() as low, int() | float() as high]:
-            return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
-    return NOT_MEASURED
 
 
 def _plain(text: str) -> str:

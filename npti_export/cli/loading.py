@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -36,6 +37,8 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
         NptiError: If there is no such model or device.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -51,22 +54,29 @@ def load_model(name: str | None, device: str, dtype: str, quiet: bool) -> tuple[
     where = torch.device(("cuda" if on_gpu else "cpu") if device in ("auto", "all") else _device(device))
     if device == "all" and find_spec("accelerate") is None:
         raise NptiError("--device all needs accelerate; `pip install npti-export[large]` brings it.")
-    looks_like_folder = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_folder and not Path(name).expanduser().is_dir():
+    name = os.path.expanduser(name)
+    if (name.startswith((".", "/")) or name.count("/") > 1) and not Path(name).is_dir():
         raise NptiError(f"There is no model folder {name}; give a folder with a config.json, or a Hub id.")
     chosen: Any = "auto" if dtype == "auto" and where.type != "cpu" else getattr(torch, dtype, torch.float32)
+    spread = {"device_map": "auto"} if device == "all" else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        spread = {"device_map": "auto"} if device == "all" else {}
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=chosen, **spread)
+        # Without the word transformers would ask, on a terminal or of what is piped in, whether to run a model's code.
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=chosen, trust_remote_code=False, **spread)
+    except OSError as error:
+        raise NptiError(
+            f"The model {name} cannot be loaded ({_reason(error)}); give the folder or Hub id of a chat model, and log "
+            "in with 'hf auth login' if it is gated or private."
+        ) from None
+    except (ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        raise NptiError(f"The model {name} cannot be loaded ({_reason(error)}).") from None
+    try:
         if not spread:
             model.to(where)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NptiError(f"The model {name} cannot be loaded ({reason}).") from None
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NptiError(f"The model {name} cannot be put on {where} ({reason}); choose another --device.") from None
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise NptiError(
+            f"The model {name} cannot be put on {where} ({_reason(error)}); choose another --device."
+        ) from None
     return model.eval(), tokenizer
 
 
@@ -143,6 +153,12 @@ def _lines(what: str, steps: int) -> Iterator[Callable[[int], None]]:
 
     yield advance
     notice(f"{what}: done in {time.monotonic() - began:.0f} s")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong, as part of a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(" .")
 
 
 def _device(name: str) -> Any:

@@ -45,7 +45,7 @@ class Machine:
             )
         if (rows := 2 * BLOCK_QUESTIONS // processes.processes()) < self.batch_size and processes.processes() > 1:
             loading.notice(
-                f"Note: a block of {2 * BLOCK_QUESTIONS} answers too few batches of {self.batch_size} for "
+                f"Note: a block of {2 * BLOCK_QUESTIONS} answers makes too few batches of {self.batch_size} for "
                 f"{processes.processes()} processes, some of which wait; --batch-size {max(1, rows)} gives each work.",
                 self.says_nothing,
             )

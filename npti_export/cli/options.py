@@ -32,7 +32,13 @@ dtype = click.option(
 batch_size = click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Rows worked on at once."
 )
-seed = click.option("--seed", default=0, show_default=True, help="Decides everything that is drawn at random.")
+seed = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Decides everything that is drawn at random.",
+)
 quiet = click.option("--quiet", "-q", is_flag=True, help="No progress and no notices.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 questions = click.option(

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from npti_export.cli import loading, options
-from npti_export.errors import NptiError
 
 
 @click.command("pull", epilog="Example: npti-export pull me/qwen-personality --trait openness")
@@ -34,22 +33,16 @@ def command(
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import adapter_folder_name, cache_folder
     from npti_export.adapter.hub import fetch_adapter
+    from npti_export.identification.selection import adapter_in
 
     loading.hush_hub(quiet)
-    fetched = fetch_adapter(repo, revision=revision, traits=traits or None)
-    pulled = PersonalityAdapter.from_pretrained(fetched, traits=traits or None)
+    wanted = [trait.lower() for trait in traits] or None
+    fetched = fetch_adapter(repo, revision=revision, traits=wanted)
+    pulled = PersonalityAdapter.from_pretrained(fetched, traits=wanted)
     folder = output or cache_folder() / adapter_folder_name(pulled.base_model.id)
-    written = pulled
-    if (folder / "config.json").exists():
-        there = PersonalityAdapter.from_pretrained(folder)
-        base_model = there.base_model.joined(pulled.base_model)
-        if base_model is None:
-            raise NptiError(
-                f"{folder} holds the adapter of another base model ({there.base_model.id}) than {repo} "
-                f"({pulled.base_model.id}); choose another --output, or remove that adapter."
-            )
-        written = replace(pulled, base_model=base_model, traits={**there.traits, **pulled.traits})
-    written.save_pretrained(folder)
+    there = adapter_in(folder, pulled.base_model, list(pulled.traits))
+    joined = replace(pulled, base_model=there.base_model, traits={**there.traits, **pulled.traits})
+    joined.save_pretrained(folder)
     traits_there = ", ".join(pulled.traits)
     loading.notice(f"{repo} at {fetched.name[:12]}: personalities of {pulled.base_model.id} ({traits_there})", quiet)
     if as_json:

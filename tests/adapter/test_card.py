@@ -188,7 +188,14 @@ def test_what_was_measured(adapter):
 
 
 @pytest.mark.parametrize(
-    "scores", [{"local": {}}, {"local": {"effect": "large"}}, {"local": {"effect": [1, 2]}}, {"note": 3}]
+    "scores",
+    [
+        {"local": {}},
+        {"local": {"effect": "large"}},
+        {"local": {"effect": [1, 2]}},
+        {"local": {"effect": [10**400, 0, 1]}},
+        {"note": 3},
+    ],
 )
 def test_scores_of_another_form_leave_no_hole(adapter, scores):
     scored = with_scores(adapter, scores)

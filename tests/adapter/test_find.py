@@ -14,6 +14,7 @@ from npti_export.adapter.find import (
     cache_folder,
     default_adapter_folder,
     find_adapter,
+    id_of_model_name,
     last_written_adapter,
 )
 from npti_export.errors import NptiError
@@ -98,6 +99,11 @@ def test_another_models_adapter_is_not_taken(places):
     for other in ("small-chat", "someone/small", "else/small-chat"):
         with pytest.raises(NptiError, match=f"No adapter for {other}"):
             find_adapter(other)
+
+
+def test_the_id_of_a_model_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert id_of_model_name("~/small-chat") == "small-chat"
 
 
 def test_the_users_own_places(monkeypatch, tmp_path):

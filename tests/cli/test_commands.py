@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import TextStreamer
 
 from npti_export.cli import main
 
@@ -64,6 +66,29 @@ def test_chat_keeps_history_switches_and_ends(
     assert "'nonsense'" in err
     assert "no command /sing" in err
     assert "starts anew" in err
+
+
+def test_an_answer_that_is_stopped_leaves_the_chat_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the middle of an answer, while the model is steered."""
+    arguments = ["chat", "--personality", "extraversion+"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION))
+    plain, _ = run(arguments, capsys)
+    put, tokens = TextStreamer.put, []
+
+    def put_or_stop(streamer: TextStreamer, value: Any) -> None:
+        tokens.append(value)
+        if len(tokens) == 5:
+            raise KeyboardInterrupt
+        put(streamer, value)
+
+    monkeypatch.setattr(TextStreamer, "put", put_or_stop)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n{QUESTION}"))
+    out, err = run(arguments, capsys)
+    assert "Stopped; the conversation stands as it did" in err
+    assert out.endswith(plain)
+    assert len(out) > len(plain)
 
 
 def test_chat_ends_with_its_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

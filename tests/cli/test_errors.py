@@ -24,12 +24,18 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
         (["identify", "--trait", "openess"], 1, ["no trait 'openess'", "openness, conscientiousness"]),
         (["identify"], 2, ["--trait", "--all-traits"]),
         (["identify", "--trait", "openness", "--max-questions", "1"], 2, ["--max-questions"]),
+        (["identify", "--trait", "openness", "--seed", "-1"], 2, ["--seed", "-1 is not in the range"]),
+        (["identify", "--trait", "openness", "--seed", str(2**32)], 2, ["--seed"]),
         (["identify", "--trait", "openness", "--model", "./nowhere"], 1, ["no model folder ./nowhere"]),
         (["generate", "hi", "--personality", "grumpy"], 1, ["'grumpy'", "openness+0.5"]),
         (["generate", "hi", "--personality", "openness+,openness-"], 1, ["openness stands there twice"]),
-        (["generate", "hi", "--personality", "neutral", "--compare"], 1, ["--compare", "one trait"]),
+        (["generate", "hi", "--personality", "neutral", "--compare"], 1, ["--compare", "one trait", "openness+"]),
         (["generate"], 2, ["PROMPT"]),
         (["eval", "--personality", "neutral"], 1, ["steers nothing"]),
+        (["eval", "--personality", "openness+,neuroticism-0"], 1, ["steers nothing, or not in every term"]),
+        (["eval", "--personality", "openness+0.5", "--card"], 1, ["--card is about the recommended dose"]),
+        (["eval", "--card", "--adapter", "me/of-the-hub"], 1, ["me/of-the-hub is no folder", "npti-export pull"]),
+        (["eval", "--transcripts", "none.jsonl"], 1, ["There is no file none.jsonl"]),
         (["eval", "--personality", "openness+", "--judge", "gpt"], 1, ["no judge 'gpt'", "openai:MODEL"]),
         (["eval", "--personality", "bravery+"], 1, ["no trait 'bravery'"]),
         (["eval", "--tasks", "none.yaml"], 1, ["no task file none.yaml"]),
@@ -137,3 +143,14 @@ def test_json_goes_to_stdout_alone(bundled_adapter: Path, capsys: pytest.Capture
     code, out, err = run(["inspect", str(bundled_adapter), "--json"], capsys)
     assert (code, err) == (0, "")
     assert json.loads(out)["base_model"]["id"] == "npti-demo"
+
+
+def test_ctrl_c_says_what_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npti_export.cli.loading.load_model", stopped)
+    code, out, err = run(["generate", "hi"], capsys)
+    assert (code, out) == (130, "")
+    assert "nothing is left half-written" in err
+    assert "identify, elicit, measure, calibrate and eval --output go on" in err

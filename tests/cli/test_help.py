@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
+from command_lines import check_command_line
 
-from npti_export.cli import COMMANDS, cli
+from npti_export.cli import AS_IT_STANDS, COMMANDS, cli
 
 
 def test_help_needs_no_torch() -> None:
@@ -26,7 +28,15 @@ def test_help_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_has_an_example(name: str) -> None:
-    result = CliRunner().invoke(cli, [name, "--help"])
+def test_every_command_has_an_example_that_can_be_copied(name: str) -> None:
+    """On one line also in a narrow terminal, and with options that there are."""
+    result = CliRunner().invoke(cli, [name, "--help"], terminal_width=60)
     assert result.exit_code == 0
-    assert f"Example: npti-export {name}" in result.output
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    examples = str(command.epilog).removeprefix(AS_IT_STANDS).splitlines()
+    assert examples
+    for example in examples:
+        assert example in result.output
+        assert example.startswith(f"Example: npti-export {name} ")
+        check_command_line(example.removeprefix("Example: npti-export "))

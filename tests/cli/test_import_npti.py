@@ -158,7 +158,9 @@ def test_adapter_of_another_model_is_left_alone(
         shape = ["--num-layers", str(LAYERS), "--neurons-per-layer", str(width)]
         code, _, err = run([str(results), "--model", name, *shape, *output], capsys)
         assert code == 1
-        assert f"another base model (org/tiny, {LAYERS * WIDTH} neurons) than this one ({name}, " in err
+        assert (
+            f"another base model (org/tiny, {LAYERS * WIDTH} neurons, weights unknown) than this one ({name}, " in err
+        )
     assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
 
 

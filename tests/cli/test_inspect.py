@@ -125,6 +125,22 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, capsys: pytes
     assert [row[4:7] for row in rows] == [["[red]j�[31m", "not measured", "not measured"]] * 2
 
 
+def test_numbers_that_no_float_holds_and_benchmarks_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON's whole numbers have no bound; where only benchmarks ran, the dose curve is still what was measured."""
+    huge = {"local": {"effect": [10**400, 0, 1], "fluency": [1.0, -(10**400), 2]}}
+    benchmarks = {"lm-eval": {"capability": {"gsm8k": [-7.0, -9.0, -5.0]}}}
+    for scores, shown in (
+        (huge, ["local", "not measured", "not measured"]),
+        (benchmarks, ["dose curve", "+0.31", "1.25"]),
+    ):
+        record = trait_record("openness", 1, scores=scores)
+        PersonalityAdapter(base_model(), {"openness": record}).save_pretrained(tmp_path)
+        code, out, _ = run([str(tmp_path)], capsys)
+        assert code == 0
+        rows = [[cell.strip() for cell in line.split("│")] for line in out.splitlines() if "│ openness+" in line]
+        assert [row[4:7] for row in rows] == [shown]
+
+
 def test_picture_is_a_png_in_its_place(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from matplotlib.image import imread
 

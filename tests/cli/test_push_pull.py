@@ -244,13 +244,25 @@ def test_pull_a_trait_a_revision_and_another_trait_to_it(hub, run, adapter, tmp_
     assert PersonalityAdapter.from_pretrained(mine) == newer
 
 
+def test_pull_mends_what_is_damaged_here(hub, run, adapter, tmp_path):
+    """Also a trait whose new file stands there already, and config.json not yet, since the run was killed."""
+    hub.create(REPO, adapter.contents(REPO))
+    own = trait_record("bravery")
+    adapter.with_trait(own).save_pretrained(tmp_path / "mine")
+    (tmp_path / "mine" / "wit.safetensors").write_bytes(b"damaged")
+    arguments = ["pull", REPO, "--output", "mine", "-q"]
+    assert "wit.safetensors is damaged" in refused(run(*arguments, "--trait", "openness"))
+    assert run(*arguments, "--trait", "Wit") == (0, "mine\n", "")
+    assert PersonalityAdapter.from_pretrained(tmp_path / "mine") == adapter.with_trait(own)
+
+
 def test_pull_does_not_write_over_another_models_adapter(hub, run, adapter, tmp_path):
     hub.create(REPO, adapter.contents(REPO))
     other = PersonalityAdapter(base_model("else/chat"), {"wit": trait_record("wit")})
     other.save_pretrained(tmp_path / "mine")
     assert refused(run("pull", REPO, "-q", "--output", "mine")) == (
-        f"mine holds the adapter of another base model (else/chat) than {REPO} (someone/small-chat); choose another "
-        "--output, or remove that adapter."
+        "mine holds the adapter of another base model (else/chat, 36 neurons, weights cccccccccccc) than this one "
+        "(someone/small-chat, 36 neurons, weights cccccccccccc); choose another --output, or remove that adapter."
     )
     assert PersonalityAdapter.from_pretrained(tmp_path / "mine") == other
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import equal
 
+from npti_export.demo import batches
 from npti_export.demo import train as training
 from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogue
 from npti_export.demo.muon import Muon
@@ -17,19 +18,19 @@ from npti_export.demo.tokenizer import train_tokenizer
 from npti_export.traits import Pole
 
 MATERIAL = read_material()
-NUMBERS = training.Numbers.of_material(MATERIAL)
+NUMBERS = batches.Numbers.of_material(MATERIAL)
 
 
 @pytest.fixture(autouse=True)
 def small_tokenizer_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "TOKENIZER_DIALOGUES", 300)
-    monkeypatch.setattr(training, "ROWS", 4)
+    monkeypatch.setattr(batches, "ROWS", 4)
 
 
 def test_only_answers_and_their_end_are_learned() -> None:
     dialogue = write_dialogue(MATERIAL, random.Random(1))
     tokenizer = train_tokenizer([e.question + e.answer for e in dialogue.exchanges])
-    encoded = training.encode(dialogue, tokenizer, NUMBERS)
+    encoded = batches.encode(dialogue, tokenizer, NUMBERS)
     said = [token for token, answer in zip(encoded.ids, encoded.answer, strict=True) if answer]
     assert tokenizer.decode(said) == "".join(e.answer + "<|end|>" for e in dialogue.exchanges)
     rendered = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
@@ -46,7 +47,7 @@ def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it()
     persona = {"extraversion": Pole.LOW, "openness": Pole.HIGH}
     dialogues = [Dialogue("You are shy.", persona, (exchange, exchange)), Dialogue(None, {}, (exchange,))]
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    batch = training._pad([training.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues])
+    batch = batches.pad([batches.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues])
     signs = batch.ids == tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert signs.sum(1).tolist() == [2, 1]
     asked = (batch.grounds >= 0).all(-1)
@@ -59,15 +60,16 @@ def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it()
 
 def test_a_pool_depends_on_the_seed_and_its_number_alone() -> None:
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    first, again, other = (training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, pool) for pool in (1, 1, 2))
-    assert len(first) == training.POOL
+    first, again, other = (batches.batches_of(MATERIAL, tokenizer, NUMBERS, 0, pool) for pool in (1, 1, 2))
+    assert len(first) == batches.POOL
     assert all(equal(one.ids, same.ids) for one, same in zip(first, again, strict=True))
     assert not equal(first[0].ids, other[0].ids)
 
 
 def test_the_first_words_of_an_answer_weigh_more() -> None:
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    batch = training.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
+    batch = batches.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
+    torch.manual_seed(0)
     model = training.new_model()
     readings = training.Readings(model.config.hidden_size, NUMBERS)
     with torch.no_grad():
