@@ -30,7 +30,7 @@ from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.evaluation.report.card_scores import with_scores
 from npti_export.evaluation.report.table import columns, judge_lines, markdown, table_rows
 from npti_export.evaluation.results import Evaluation
-from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
+from npti_export.evaluation.side_by_side import Exam, Subject, evaluate
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.selector import AUTO, Selector
 from npti_export.pipeline import identify, transcripts_file
@@ -94,9 +94,8 @@ def main(traits: tuple[str, ...]) -> None:
     for term in (Term(name, pole) for name in names for pole in Pole):
         methods = methods_of(term, trait_named(term.trait), adapter, shipped_personas(term.trait), Rivals(), exam.seed)
         subjects.append(Subject(term, tuple(method for method in methods if method.name in SHOWN)))
-    with loading.stage("answers", count_answers(subjects, exam)) as progress:
-        asker = Asker(model, tokenizer, EVALUATION_DECODING, progress=progress)
-        evaluation = evaluate(asker, subjects, exam, FOLDER.name, "python eval/demo_adapter.py")
+    asker = Asker(model, tokenizer, EVALUATION_DECODING)
+    evaluation = evaluate(asker, subjects, exam, FOLDER.name, "python eval/demo_adapter.py", loading.stage)
     adapter = with_scores(adapter, evaluation)
     adapter.save_pretrained(FOLDER)
     print_evaluation(evaluation)

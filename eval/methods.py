@@ -9,7 +9,6 @@ About five minutes for five traits on two cores. The persona in the prompt is dr
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ import click
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from of_traits import Run, run
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npti_export.cli import loading, options
+from npti_export.cli import loading
 from npti_export.evaluation.dose.trial import MAX_FLUENCY, Trial
 from npti_export.evaluation.intervals import Estimate
 from npti_export.evaluation.judges.local_judge import LocalJudge
@@ -33,10 +33,9 @@ from npti_export.identification.selection import run_selects
 from npti_export.identification.selector import Selector, layers_to_try
 from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure
 from npti_export.pipeline import plan_traits, work_with
-from npti_export.traits import TRAITS, Pole
+from npti_export.traits import Pole
 from npti_export.traits.material import Question, shipped_personas, shipped_questions
 
-RESULTS = Path("eval/results")
 DOSES = {
     "npti": (0.35, 0.7, 1.4),
     "mean-shift": (1.0, 2.0, 3.0),
@@ -44,6 +43,8 @@ DOSES = {
     "hybrid": (0.5, 1.0, 1.5),
 }
 PROMPT = "persona in the prompt"
+TICKS = (1, 1.25, 1.5, 2, 3, 5, 8, 12)
+"""Of the cost in the picture."""
 
 
 @dataclass(frozen=True)
@@ -83,36 +84,18 @@ def ways(num_layers: int) -> dict[str, Selector]:
 
 
 @click.command()
-@options.model
-@click.option("--trait", "traits", multiple=True, help="Only these traits; all five unless given.")
+@run
 @click.option("--max-questions", type=click.IntRange(2), default=24, show_default=True, help="Test questions a trait.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-@options.device
-@options.dtype
-@options.batch_size
-def main(
-    model_name: str | None,
-    traits: tuple[str, ...],
-    max_questions: int,
-    output: Path,
-    device: str,
-    dtype: str,
-    batch_size: int,
-) -> None:
-    model, tokenizer = loading.load_model(model_name, device, dtype, quiet=False)
-    names = traits or tuple(TRAITS)
+def main(run: Run, max_questions: int) -> None:
+    model, tokenizer = run.load()
     points: list[Point] = []
-    for name in names:
+    for name in run.names:
         questions = shipped_questions(name, "test")
         step = max(1, len(questions) // max_questions)  # they stand facet by facet
-        points += points_of(model, tokenizer, name, questions[::step][:max_questions], batch_size)
-    output.mkdir(parents=True, exist_ok=True)
+        points += points_of(model, tokenizer, name, questions[::step][:max_questions], run.batch_size)
     model_id = work_with(model, tokenizer).base_model.id
-    text = json.dumps([asdict(point) for point in points], indent=1, ensure_ascii=False)
-    (output / "methods.json").write_text(text + "\n", encoding="utf-8")
-    (output / "methods.md").write_text(report(points, model_id, max_questions), encoding="utf-8")
-    picture(points, model_id).savefig(output / "methods.png")
-    click.echo((output / "methods.md").read_text(encoding="utf-8"))
+    record = [asdict(point) for point in points]
+    run.write("methods", record, report(points, model_id, max_questions), picture(points, model_id))
 
 
 def points_of(
@@ -159,22 +142,26 @@ def report(points: Sequence[Point], model_id: str, questions: int) -> str:
         "# Effect against cost, by way to steer",
         "",
         f"Made by `python eval/methods.py` on {model_id}: {poles} poles, {questions} test questions a trait that no",
-        "selection saw. Effect: the local judge's score (0 to 1) minus that of the unsteered model, towards the pole,",
+        "selection saw. Separation: the local judge's score (0 to 1) of the high pole's answers minus that of the",
+        "low pole's, mean over the traits. Effect: the score minus that of the unsteered model, towards the pole,",
         "mean over the poles, and that of the pole where it is least. Cost: perplexity ratio under the unsteered",
         f"model, geometric mean. *Good*: poles with a ratio of at most {MAX_FLUENCY:g} and an effect of 0.15 or more.",
-        "The picture is [methods.png](methods.png); every figure with its interval is in [methods.json](methods.json).",
+        "Every figure with its interval is in [methods.json](methods.json).",
         "",
-        "| way | γ | neurons | effect | least | cost | good |",
-        "|---|---|---|---|---|---|---|",
+        "![Effect against cost](methods.png)",
+        "",
+        "| way | γ | neurons | separation | effect | least | cost | good |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (way, gamma), group in grouped(points).items():
-        effects = numbers(group, "effect")
+        effects = numbers(group, "effect")  # of both poles, so twice their mean is how far they are apart
         ratios = numbers(group, "fluency")
         good = int(((ratios <= MAX_FLUENCY) & (effects >= 0.15)).sum())
         dose = "" if gamma is None else f"{gamma:g}"
         lines.append(
-            f"| {way} | {dose} | {np.mean([point.neurons for point in group]):.0f} | {effects.mean():+.2f} "
-            f"| {effects.min():+.2f} | {np.exp(np.log(ratios).mean()):.2f} | {good} of {len(group)} |"
+            f"| {way} | {dose} | {np.mean([point.neurons for point in group]):.0f} | {2 * effects.mean():.2f} "
+            f"| {effects.mean():+.2f} | {effects.min():+.2f} | {np.exp(np.log(ratios).mean()):.2f} "
+            f"| {good} of {len(group)} |"
         )
     lines += [
         "",
@@ -221,9 +208,9 @@ def picture(points: Sequence[Point], model_id: str) -> Figure:
         axis.axvline(MAX_FLUENCY, color="grey", linewidth=0.8, linestyle=":")
         axis.axhline(0.0, color="black", linewidth=0.6)
         axis.set_xscale("log")
-        axis.set_xticks([1, 1.25, 1.5, 2, 3, 4], ["1", "1.25", "1.5", "2", "3", "4"])
+        axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axis.minorticks_off()
-        axis.set_xlim(0.85, 4.5)
+        axis.set_xlim(0.85, TICKS[-1])
         axis.set(title=title, xlabel="perplexity ratio", ylabel="effect")
     for axis in axes[len(panels) :]:
         axis.set_visible(False)

@@ -2,9 +2,10 @@
 
     python eval/report.py
 
-writes results.json, report.md, report.html and its pictures into eval/results/demo/, puts the figures into the
-adapter's config and card, and takes about a quarter of an hour on two cores. What was answered is kept in `.work`
-there: the same command goes on where it was stopped. `--model`, `--adapter` and `--output` measure another one.
+writes results.json, report.md, report.html and its pictures into eval/results/demo/, and takes about a quarter of an
+hour on two cores. What was answered is kept in `.work` there: the same command goes on where it was stopped. `--model`,
+`--adapter` and `--output` measure another one; `--card` puts the figures into the adapter, where npti-demo has those of
+more questions from demo_adapter.py.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from npti_export.evaluation.report.table import verdict_lines
 from npti_export.evaluation.results import Evaluation, SeedResult
 from npti_export.evaluation.rivals import made_anew, most_residual_answers, residual_alone
 from npti_export.evaluation.scoring import scores_of
-from npti_export.evaluation.side_by_side import DOSES, Exam, Subject, count_answers, evaluate
+from npti_export.evaluation.side_by_side import DOSES, Exam, Subject, evaluate
+from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.files import TraitFiles, digest
 from npti_export.identification.questions import balanced
@@ -58,7 +60,7 @@ SEED_QUESTIONS = 60
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Of the identification questions.")
 @click.option("--trait", "traits", multiple=True, help="Only these traits; all that the adapter holds unless given.")
 @click.option("--output", type=click.Path(path_type=Path), default=OUTPUT, show_default=True)
-@click.option("--card/--no-card", default=True, show_default=True, help="Put the figures into the adapter.")
+@click.option("--card", is_flag=True, help="Put the figures into the adapter's config and model card.")
 @options.device
 @options.dtype
 @options.batch_size
@@ -98,15 +100,13 @@ def main(
                 Subject(term, methods_of(term, trait_named(name), loaded, shipped_personas(name), rivals, seed))
             )
     command = shlex.join(["python", "eval/report.py", *sys.argv[1:]])
-    with loading.stage("all methods", count_answers(subjects, exam)) as progress:
-        asker = Asker(model, tokenizer, decoding, work / "answers.jsonl", progress=progress)
-        found = evaluate(asker, subjects, exam, folder.name, command)
+    asker = Asker(model, tokenizer, decoding, work / "answers.jsonl")
+    found = evaluate(asker, subjects, exam, folder.name, command, loading.stage)
     found = replace(found, sections={"neurons": neurons_section(loaded)})
     write_report(output, found)
 
     steps = (seeds - 1) * len(names) * (4 * SEED_QUESTIONS + 4 * count)
     with loading.stage("other seeds", steps) as progress:
-        asker = Asker(model, tokenizer, decoding, work / "answers.jsonl", progress=progress)
         results = first_seed(found, loaded)
         for other in range(1, seeds):
             for name in names:
@@ -116,7 +116,8 @@ def main(
                 _, statistics, measured = run_elicit_and_measure(measuring, files, material, 1.0, progress)
                 anew = made_anew(loaded.traits[name], statistics, measured)
                 steering = PersonalityAdapter(loaded.base_model, {name: anew})
-                results += [seed_result(asker, steering, Term(name, pole), other, exam) for pole in Pole]
+                terms = [Term(name, pole) for pole in Pole]
+                results += [seed_result(asker, steering, term, other, exam, progress) for term in terms]
     found = replace(found, seeds=tuple(results))
     write_report(output, found)
     if card:
@@ -165,11 +166,13 @@ def first_seed(found: Evaluation, adapter: PersonalityAdapter) -> list[SeedResul
     return results
 
 
-def seed_result(asker: Asker, steering: PersonalityAdapter, term: Term, seed: int, exam: Exam) -> SeedResult:
+def seed_result(
+    asker: Asker, steering: PersonalityAdapter, term: Term, seed: int, exam: Exam, progress: Progress
+) -> SeedResult:
     """The effect of an adapter that was made with another seed, on the same questions."""
     texts, judge = exam.texts(term.trait), exam.judges[term.trait][0]
     said = [
-        asker.ask(method, term, texts, exam.seed)
+        asker.ask(method, term, texts, exam.seed, progress)
         for method in (Method(UNSTEERED), Method(ADAPTER, steering=steering, strength=1.0))
     ]
     base, mine = (scores_of(judge.judge(texts, [answer.text for answer in answers])) for answers in said)

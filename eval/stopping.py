@@ -8,17 +8,18 @@ takes about ten minutes for five traits on two cores.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import click
 import numpy as np
 from matplotlib.figure import Figure
+from of_traits import Run, run
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npti_export.cli import loading, options
+from npti_export.cli import loading
 from npti_export.evaluation.dose.trial import Trial
 from npti_export.evaluation.intervals import Estimate, bootstrap_mean
 from npti_export.evaluation.judges.local_judge import LocalJudge
@@ -29,14 +30,14 @@ from npti_export.identification.selection import run_selects
 from npti_export.identification.selector import Selector
 from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure
 from npti_export.pipeline import plan_traits, work_with
-from npti_export.traits import TRAITS, Pole
+from npti_export.traits import Pole
 from npti_export.traits.material import shipped_questions
 
-RESULTS = Path("eval/results")
-SIZES = (36, 96, 378)
-"""Questions a pole: about where a run may stop first, about the default limit, and all that are not held back."""
-SELECTORS = {"npti": (Selector(), 0.7), "hybrid": (Selector("hybrid"), 1.0)}
-"""Rules whose effect is compared, each at one dose."""
+SIZES = (36, 100, 378)
+"""Questions a pole: about where a run may stop first, the default limit, and all that are not held back."""
+SELECTORS = {"npti": (Selector(caps="none"), 0.7), "residual": (Selector("residual"), 1.4)}
+"""Rules whose effect is compared, the paper's and the one that methods.md finds best, each at its largest dose within a
+perplexity ratio of 1.5 on npti-demo. Without caps, which cost more than that at any dose."""
 
 
 @dataclass(frozen=True)
@@ -59,39 +60,22 @@ class Compared:
 
 
 @click.command()
-@options.model
-@click.option("--trait", "traits", multiple=True, help="Only these traits; all five unless given.")
+@run
 @click.option("--test-questions", type=click.IntRange(2), default=46, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-@options.device
-@options.dtype
-@options.batch_size
-def main(
-    model_name: str | None,
-    traits: tuple[str, ...],
-    test_questions: int,
-    output: Path,
-    device: str,
-    dtype: str,
-    batch_size: int,
-) -> None:
-    model, tokenizer = loading.load_model(model_name, device, dtype, quiet=False)
+def main(run: Run, test_questions: int) -> None:
+    model, tokenizer = run.load()
     curves: dict[str, tuple[Reliability, ...]] = {}
     compared: list[Compared] = []
-    for name in traits or tuple(TRAITS):
-        curves[name], of_trait = measure_trait(model, tokenizer, name, test_questions, batch_size)
+    for name in run.names:
+        curves[name], of_trait = measure_trait(model, tokenizer, name, test_questions, run.batch_size)
         compared += of_trait
-    output.mkdir(parents=True, exist_ok=True)
     model_id = work_with(model, tokenizer).base_model.id
     record = {
         "model": model_id,
         "curves": {name: [asdict(point) for point in curve] for name, curve in curves.items()},
         "effects": [asdict(row) for row in compared],
     }
-    (output / "stopping.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (output / "stopping.md").write_text(page(curves, compared, model_id), encoding="utf-8")
-    picture(curves, model_id).savefig(output / "stopping.png")
-    click.echo((output / "stopping.md").read_text(encoding="utf-8"))
+    run.write("stopping", record, page(curves, compared, model_id), picture(curves, model_id))
 
 
 def measure_trait(
@@ -127,6 +111,7 @@ def measure_trait(
 
 def page(curves: dict[str, tuple[Reliability, ...]], compared: list[Compared], model_id: str) -> str:
     """The tables as Markdown."""
+    doses = ", ".join(f"{method} γ {gamma:g}" for method, (_, gamma) in SELECTORS.items())
     lines = [
         "# How many questions are enough",
         "",
@@ -151,7 +136,7 @@ def page(curves: dict[str, tuple[Reliability, ...]], compared: list[Compared], m
         "",
         "## The effect beside that of all questions",
         "",
-        "On test questions that no selection saw, one dose a rule. Difference: from all questions, paired.",
+        f"On test questions that no selection saw, one dose a rule ({doses}). Difference: from all questions, paired.",
         "",
         "| personality | rule | questions a pole | effect | difference from all |",
         "|---|---|---|---|---|",
@@ -160,15 +145,20 @@ def page(curves: dict[str, tuple[Reliability, ...]], compared: list[Compared], m
     for row in compared:
         beside = "" if row.questions == most else str(row.difference)
         lines.append(f"| `{row.personality}` | {row.method} | {row.questions} | {row.effect} | {beside} |")
-    for size in sorted({row.questions for row in compared} - {most}):
-        of_size = [row.difference for row in compared if row.questions == size]
-        equal = sum(difference.low <= 0.0 <= difference.high for difference in of_size)
-        mean = np.mean([difference.mean for difference in of_size])
-        lines += [
-            "",
-            f"With {size} questions the interval of the difference holds 0 in {equal} of {len(of_size)} cases; mean "
-            f"difference {mean:+.3f}.",
-        ]
+    lines.append("")
+    for size, method in product(sorted({row.questions for row in compared} - {most}), SELECTORS):
+        of_size = [row for row in compared if (row.questions, row.method) == (size, method)]
+        equal = sum(row.difference.low <= 0.0 <= row.difference.high for row in of_size)
+        mean = np.mean([row.difference.mean for row in of_size])
+        # The answers of each pole are its own, so the errors of the differences add up as independent ones do.
+        widths = np.array([row.difference.high - row.difference.low for row in of_size])
+        half = np.sqrt((widths**2).sum()) / 2 / len(of_size)
+        whole = np.mean([row.effect.mean for row in compared if (row.questions, row.method) == (most, method)])
+        lines.append(
+            f"- {method}, {size} questions: the interval of the difference holds 0 at {equal} of {len(of_size)} poles; "
+            f"mean difference over the poles {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}], beside a mean "
+            f"effect of {whole:+.3f} from all questions."
+        )
     return "\n".join(lines) + "\n"
 
 

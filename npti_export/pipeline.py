@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,8 @@ from npti_export.evaluation.dose.calibration import DOSES, DOSES_BY_MEAN, calibr
 from npti_export.evaluation.dose.calibration_file import read_done, write_done
 from npti_export.evaluation.dose.trial import MAX_FLUENCY
 from npti_export.evaluation.judges.local_judge import LocalJudge
-from npti_export.evaluation.protocol import EVALUATION_DECODING
+from npti_export.evaluation.protocol import EVALUATION_DECODING, Stage, silent
 from npti_export.identification.answer_faults import AnswerFaults
-from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import IDENTIFICATION_DECODING, Transcript
 from npti_export.identification.endpoint import Endpoint
 from npti_export.identification.files import TraitFiles, digest, file_sha256
@@ -30,7 +28,7 @@ from npti_export.identification.processes import first_does
 from npti_export.identification.questions import HELD_BACK as HELD_BACK
 from npti_export.identification.questions import MAX_QUESTIONS, Material
 from npti_export.identification.questions import split_questions as split_questions
-from npti_export.identification.selection import open_adapter, run_selects
+from npti_export.identification.selection import open_adapter, run_selects, write_traits
 from npti_export.identification.selector import Selector, ways_to_try
 from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure, run_given_and_measure
 from npti_export.identification.statistics import MIN_EXPERT_TOKENS
@@ -44,12 +42,9 @@ PAPER = Selector()
 POOR_AUC = 0.7
 """Below this the personas did not take: the judge can hardly tell the poles' answers apart."""
 MANY_FAULTS = 0.2
-"""Share of a pole's answers that are empty or repeat themselves from which on the user is told of them."""
+"""Share of a pole's answers that are empty, refusals or repeat themselves from which on the user is told of them."""
 NAMED_EXPERTS = 8
 """How many of the experts that were left out a message names."""
-
-Stage = Callable[[str, int], AbstractContextManager[Progress]]
-"""Opens a stage of so many steps and gives the function that is told of steps done."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def identify(
             model's adapter or cannot be written.
     """
     names = [traits] if isinstance(traits, str) else list(dict.fromkeys(traits))
-    stage = stage or _silent
+    stage = stage or silent
     # What would fail late is refused before any work: the model, the material of every trait, the folder.
     if transcripts is None:
         given: dict[str, list[Transcript]] = {}
@@ -159,8 +154,7 @@ def identify(
                 calibration = calibrate(
                     model, tokenizer, work.base_model, ways, planned.held_back, judge, decoding, progress
                 )
-            adapter = adapter.with_trait(calibration.trait)
-            first_does(partial(adapter.save_pretrained, folder))
+            adapter = first_does(partial(write_traits, folder, work.base_model, names, [calibration.trait]))
             done = first_does(partial(write_done, files, made_with, calibration))
         reasons[name] = done
     return Identified(adapter, folder, auc, measurements, reasons)
@@ -260,7 +254,7 @@ def warn_of_answers(name: str, auc: float, measured: Measurement, warn: Callable
 
 
 def _many(faults: AnswerFaults) -> bool:
-    return max(faults.empty, faults.repeating) >= MANY_FAULTS * faults.answers
+    return max(faults.empty, faults.refusing, faults.repeating) >= MANY_FAULTS * faults.answers
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -275,7 +269,3 @@ def _shipped_personas(trait: str) -> list[Persona]:
 
 def _shipped(trait: str) -> list[Question]:
     return shipped_questions(trait_named(trait).name, "identification")
-
-
-def _silent(_what: str, _steps: int) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda _done: None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npti_export.evaluation.judges.cost import Cost
 from npti_export.evaluation.judges.judgement import Criterion, Judgement
+from npti_export.identification.answers import Progress
 
 
 class RuleJudge:
@@ -18,11 +18,12 @@ class RuleJudge:
         self.criterion: Criterion = criterion
         self.shown: list[list[tuple[str, str]]] = []
 
-    def cost(self, questions: Sequence[str], answers: Sequence[str]) -> Cost:
-        return Cost()
-
-    def judge(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+    def judge(
+        self, questions: Sequence[str], answers: Sequence[str], progress: Progress | None = None
+    ) -> list[Judgement]:
         self.shown.append(list(zip(questions, answers, strict=True)))
+        if progress:
+            progress(len(answers))
         return [self._judgement(question, answer) for question, answer in self.shown[-1]]
 
     def _judgement(self, question: str, answer: str) -> Judgement:

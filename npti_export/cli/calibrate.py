@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from npti_export.cli import further, judging, loading, options
+from npti_export.cli import further, loading, material, options
+from npti_export.cli.judging import Judging, judging
 from npti_export.errors import NptiError
-
-if TYPE_CHECKING:
-    from npti_export.evaluation.dose.capability_budget import Capable
 
 
 @click.command("calibrate", epilog="Example: npti-export calibrate adapters/Qwen--Qwen2.5-7B-Instruct --search")
 @click.argument("adapter", type=click.Path(path_type=Path), required=False)
 @options.trait
+@material.trait_files
 @options.model
 @click.option("--search", is_flag=True, help="Try all methods and position modes, from the statistics beside it.")
 @click.option(
@@ -43,14 +41,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Largest loss on any of the --tasks, in points of a hundred; a dose that loses more is brought down.",
 )
-@judging.judge
-@judging.judge_url
-@judging.max_cost
-@click.option(
-    "--transcripts",
-    type=click.Path(path_type=Path),
-    help="Transcripts that the local judge learns from; those beside the adapter unless given.",
-)
+@judging
 @options.questions
 @click.option(
     "--max-questions", type=click.IntRange(2), default=60, show_default=True, help="Questions a trait at most."
@@ -65,16 +56,14 @@ if TYPE_CHECKING:
 def command(
     adapter: Path | None,
     traits: tuple[str, ...],
+    trait_files: tuple[Path, ...],
     model_name: str | None,
     search: bool,
     max_ratio: float,
     max_loss: float,
     tasks: str | None,
     max_points: float,
-    judge_names: tuple[str, ...],
-    judge_url: str | None,
-    max_cost: float | None,
-    transcripts: Path | None,
+    judging: Judging,
     questions_file: Path | None,
     max_questions: int,
     output: Path | None,
@@ -89,11 +78,12 @@ def command(
 
     Every dose of a grid is tried on questions that identification did not ask. Recommended is the one with the largest
     effect that keeps within the budget; strength 1.0 means that dose afterwards. Scores of the old dose are removed.
-    Sums of two personalities are checked too, and those that together cost too much are named.
+    Sums of two personalities are checked too, and those that together cost too much are named. Answers are kept beside
+    the adapter, so a run that was stopped goes on, and another budget asks little anew.
     """
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
-    judging.check_judge_names(judge_names, judge_url)
+    own = material.own_traits(trait_files)
     benchmarks = further.task_names(tasks)
     if adapter is not None and not adapter.is_dir():
         raise NptiError(f"There is no folder {adapter}; calibrate writes into one: fetch it with npti-export pull.")
@@ -101,55 +91,42 @@ def command(
 
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
-    from npti_export.evaluation.dose.recalibration import (
-        POSITIONS,
-        own_questions,
-        recalibrate,
-        write_calibration,
-    )
-    from npti_export.evaluation.dose.recalibration import (
-        as_json as found_as_json,
-    )
-    from npti_export.evaluation.dose.sweep import most_sweep_answers
+    from npti_export.evaluation.dose.recalibration import POSITIONS, own_questions, recalibrate, write_calibration
+    from npti_export.evaluation.dose.recalibration import as_json as found_as_json
+    from npti_export.evaluation.dose.sweep import most_search_answers, most_sweep_answers
     from npti_export.evaluation.dose.trial import DoseBudget
-    from npti_export.evaluation.judges.cost import Budget, cost_ahead
+    from npti_export.evaluation.judges.cost import Cost, cost_ahead
     from npti_export.evaluation.protocol import EVALUATION_DECODING
-    from npti_export.identification.elicit import read_transcripts
     from npti_export.identification.files import TraitFiles
     from npti_export.identification.selection import read_measured, run_selects
     from npti_export.identification.selector import AUTO, Selector, ways_to_try
-    from npti_export.pipeline import transcripts_file
     from npti_export.steering.sites import base_model_id
     from npti_export.steering.thinking import Thinking
-    from npti_export.traits import PersonalitySpec, trait_named
-    from npti_export.traits.material import read_questions, shipped_questions
+    from npti_export.traits import PersonalitySpec
 
     folder = adapter or Path(find_adapter(base_model_id(model)))
     loaded = PersonalityAdapter.from_pretrained(folder)
-    names = list(dict.fromkeys(traits)) or list(loaded.traits)
+    names = list(dict.fromkeys(name.lower() for name in traits)) or list(loaded.traits)
+    described = [material.trait_of(name, own) for name in names]
     for name in names:
-        trait_named(name)
         PersonalitySpec.parse(f"{name}+", known=loaded.traits)
 
-    spending = Budget(max_cost, partial(loading.notice, quiet=quiet))
-    questions, judges, ways = {}, {}, {}
+    budget = judging.budget(quiet)
+    judges = judging.judges_of(
+        described,
+        adapter=folder,
+        model=model,
+        tokenizer=tokenizer,
+        output=output,
+        batch_size=batch_size,
+        seed=seed,
+        budget=budget,
+    )
+    questions, ways = {}, {}
     for name in names:
-        given = read_questions(questions_file, name) if questions_file else shipped_questions(name, "identification")
-        answered = read_transcripts(transcripts or transcripts_file(folder, name))
+        given = material.questions_of(name, own, questions_file)
+        answered = judging.transcripts_of(name, folder)
         questions[name] = own_questions(given, answered, name, max_questions, seed)
-        judges[name] = judging.make_judges(
-            judge_names,
-            trait_named(name),
-            adapter=folder,
-            model=model,
-            tokenizer=tokenizer,
-            url=judge_url,
-            transcripts=transcripts,
-            output=output,
-            batch_size=batch_size,
-            seed=seed,
-            budget=spending,
-        )
         ways[name] = [[loaded.traits[name]]]
         if search:
             statistics, measured, _ = read_measured(TraitFiles(folder, name))
@@ -157,11 +134,13 @@ def command(
             tried = ways_to_try(Selector(AUTO), loaded.base_model.num_layers, has_stream)
             ways[name] = run_selects(name, statistics, measured, tried)
     positions = (*POSITIONS, *(("answer",) if Thinking.of(tokenizer) else ())) if search else ()
-    costs = [
-        cost_ahead(judges[name], questions[name], most_sweep_answers(ways[name], len(positions), 1)) for name in names
-    ]
-    spending.check("Judging the doses", sum(costs[1:], costs[0]))
+    cost = Cost()
+    for name in names:
+        each = most_search_answers(ways[name], len(positions), 1) + most_sweep_answers(ways[name], 1)
+        cost += cost_ahead(judges[name], questions[name], each)
+    budget.check("Judging the doses", cost)
 
+    target = output or folder
     found = recalibrate(
         model,
         tokenizer,
@@ -173,17 +152,16 @@ def command(
         replace(EVALUATION_DECODING, batch_size=batch_size),
         DoseBudget(max_ratio, max_loss),
         partial(loading.stage, quiet=quiet),
+        keep_in=target / "statistics" / "calibration.answers.jsonl",
     )
-    target = output or folder
-    capable: tuple[Capable, ...] = ()
     if benchmarks:
-        from npti_export.evaluation.dose.capability_budget import within_capability
+        from npti_export.evaluation.dose.capability_budget import SHARES, within_capability
 
-        with loading.stage("benchmarks", 2 * len(names) + 1, quiet) as progress:
+        with loading.stage("benchmarks", len(SHARES) * (2 * len(names) + 1), quiet) as progress:
             steered, capable = within_capability(
                 model, tokenizer, found.adapter, names, benchmarks, max_points, batch_size, lambda: progress(1)
             )
-        found = replace(found, adapter=steered)
+        found = replace(found, adapter=steered, capable=capable)
     found.adapter.save_pretrained(target)
     write_calibration(target, found)
     for warning in found.warnings:
@@ -196,9 +174,7 @@ def command(
             {"personality": cost.personality, "ratio": cost.ratio.mean, "overdoses": cost.overdoses}
             for cost in found.sums
         ]
-        said: dict[str, Any] = {"folder": str(target), "poles": rows, "sums": sums}
-        if capable:
-            said["capability"] = [asdict(of_pole) for of_pole in capable]
+        said = {"folder": str(target), "poles": rows, "sums": sums}
         click.echo(json.dumps(said, indent=2, ensure_ascii=False))
         return
     for personality, row in rows.items():
@@ -206,7 +182,7 @@ def command(
         tips = "nowhere" if row["tips_over"] is None else f"beyond γ {row['tips_over']:g}"
         click.echo(f"{personality:20} {row['reason']}")
         click.echo(f"{'':20} rank correlation of dose and effect {rank}; tips over {tips}")
-    for of_pole in capable:
+    for of_pole in found.capable:
         kept = "" if of_pole.share == 1.0 else f"; brought down to {of_pole.share:.0%} of that dose"
         short = "" if of_pole.affordable else f", more than {max_points:g}"
         click.echo(f"{of_pole.personality:20} loses {of_pole.points:.1f} points on {of_pole.task}{short}{kept}")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from npti_export.cli import further, judging, loading, material, options
+from npti_export.cli import further, loading, material, options
+from npti_export.cli.judging import Judging, judging
 from npti_export.errors import NptiError
 
 if TYPE_CHECKING:
+    from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.evaluation.results import Evaluation, PersonalityResult
+    from npti_export.identification.elicit import Transcript
+    from npti_export.traits.material import Question
 
 
-@click.command("eval", epilog="Example: npti-export eval --personality openness+ --judge openai:gpt-4o-2024-08-06")
+@click.command(
+    "eval",
+    epilog="Example: npti-export eval --personality openness+\n"
+    "Example: npti-export eval --personality openness+ --judge openai:gpt-4o-2024-08-06",
+)
 @click.option(
     "--personality", help="Such as openness+; several terms are evaluated one by one; all poles unless given."
 )
-@judging.judge
-@judging.judge_url
-@judging.max_cost
+@judging
 @options.model
 @options.adapter
 @click.option("--against", help="Another adapter of the same model, a folder or Hub repository, to compare with.")
@@ -38,11 +45,6 @@ if TYPE_CHECKING:
 @click.option(
     "--bleed-questions", type=click.IntRange(0), default=0, show_default=True, help="Asked of each other trait too."
 )
-@click.option(
-    "--transcripts",
-    type=click.Path(path_type=Path),
-    help="Transcripts that the local judge learns from; those beside the adapter unless given.",
-)
 @material.trait_files
 @options.questions
 @options.personas
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write the report here, keep answers, and resume from them."
 )
+@click.option("--card", is_flag=True, help="Put the figures into the adapter's config and model card.")
 @options.device
 @options.dtype
 @options.batch_size
@@ -60,9 +63,7 @@ if TYPE_CHECKING:
 @options.as_json
 def command(
     personality: str | None,
-    judge_names: tuple[str, ...],
-    judge_url: str | None,
-    max_cost: float | None,
+    judging: Judging,
     model_name: str | None,
     adapter: str | None,
     against: str | None,
@@ -70,7 +71,6 @@ def command(
     residual: bool,
     doses: tuple[float, ...],
     bleed_questions: int,
-    transcripts: Path | None,
     trait_files: tuple[Path, ...],
     questions_file: Path | None,
     personas_file: Path | None,
@@ -78,6 +78,7 @@ def command(
     tasks: str | None,
     inventory_file: Path | None,
     output: Path | None,
+    card: bool,
     device: str,
     dtype: str,
     batch_size: int,
@@ -97,12 +98,11 @@ def command(
     from npti_export.traits import PersonalitySpec, Pole, Term
 
     spec = PersonalitySpec.parse(personality)
-    if personality is not None and spec.is_neutral:
-        raise NptiError(f"{personality!r} steers nothing; name a personality such as openness+.")
+    if personality is not None and (spec.is_neutral or any(term.strength == 0.0 for term in spec.terms)):
+        raise NptiError(f"{personality!r} steers nothing, or not in every term; name personalities such as openness+.")
     own = material.own_traits(trait_files)
     for term in spec.terms:
         material.trait_of(term.trait, own)
-    judging.check_judge_names(judge_names, judge_url)
     if output and output.exists() and not output.is_dir():
         raise NptiError(f"{output} is a file; --output names a folder.")
     further.check_pictures(output)
@@ -110,72 +110,76 @@ def command(
     inventory = read_inventory(inventory_file) if inventory_file else None
     if lora is not None and len(spec.terms) != 1:
         raise NptiError("--lora compares with a fine-tune for one personality; name that one with --personality.")
+    if card and any(term.strength != 1.0 for term in spec.terms):
+        raise NptiError(f"--card is about the recommended dose, and {personality!r} has another; give no strength.")
+    if card and adapter is not None and not Path(adapter).is_dir():
+        raise NptiError(f"--card writes into the adapter, and {adapter} is no folder; fetch it with npti-export pull.")
     model, tokenizer = loading.load_model(model_name, device, dtype, quiet)
 
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
     from npti_export.evaluation.answering import Asker
-    from npti_export.evaluation.judges.cost import Budget, cost_ahead
+    from npti_export.evaluation.judges.cost import Cost, cost_ahead
     from npti_export.evaluation.methods import Rivals, methods_of
     from npti_export.evaluation.protocol import EVALUATION_DECODING
     from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
-    from npti_export.identification.elicit import read_transcripts
     from npti_export.identification.questions import balanced
-    from npti_export.pipeline import transcripts_file
     from npti_export.steering.sites import base_model_id
 
-    folder = adapter or str(find_adapter(base_model_id(model)))
-    loaded = PersonalityAdapter.from_pretrained(folder)
+    folder = Path(adapter or find_adapter(base_model_id(model)))
+    loaded = PersonalityAdapter.from_pretrained(adapter or folder)
     terms = loaded.personality(spec).terms or tuple(Term(name, pole) for name in loaded.traits for pole in Pole)
     other = None if against is None else PersonalityAdapter.from_pretrained(against)
     names = list(loaded.traits) if bleed_questions else list(dict.fromkeys(term.trait for term in terms))
 
-    spending = Budget(max_cost, partial(loading.notice, quiet=quiet))
-    questions, judges, rivals = {}, {}, {}
-    for name in names:
-        trait = material.trait_of(name, own)
-        questions[name] = balanced(material.test_questions_of(name, own, questions_file), seed)[:max_questions]
-        judges[name] = judging.make_judges(
-            judge_names,
-            trait,
-            adapter=Path(folder),
-            model=model,
-            tokenizer=tokenizer,
-            url=judge_url,
-            transcripts=transcripts,
-            output=output,
-            batch_size=batch_size,
-            seed=seed,
-            budget=spending,
-        )
-        said = read_transcripts(transcripts or transcripts_file(Path(folder), name))
+    budget = judging.budget(quiet)
+    described = {name: material.trait_of(name, own) for name in names}
+    questions = {
+        name: balanced(material.test_questions_of(name, own, questions_file), seed)[:max_questions] for name in names
+    }
+    judges = judging.judges_of(
+        list(described.values()),
+        adapter=folder,
+        model=model,
+        tokenizer=tokenizer,
+        output=output,
+        batch_size=batch_size,
+        seed=seed,
+        budget=budget,
+    )
+    rivals = {}
+    for name in dict.fromkeys(term.trait for term in terms):
+        said = judging.transcripts_of(name, folder)
         alone = None
-        if residual and name in {term.trait for term in terms}:
-            alone = _residual_alone(model, tokenizer, Path(folder), name, said, batch_size, seed, quiet)
+        if residual:
+            given = material.questions_of(name, own, None)
+            alone = _residual_alone(model, tokenizer, folder, name, said, given, batch_size, seed, quiet)
         rivals[name] = Rivals(tuple(said), alone, other, lora)
     exam = Exam(questions, judges, bleed_questions, tuple(sorted(set(doses) - {1.0})), seed)
     subjects = []
     for term in terms:
-        trait = material.trait_of(term.trait, own)
         personas = material.personas_of(term.trait, own, personas_file)
-        subjects.append(Subject(term, methods_of(term, trait, loaded, personas, rivals[term.trait], seed)))
-    answers = count_answers(subjects, exam)
-    each = -(-answers // sum(map(len, questions.values())))
-    costs = [cost_ahead(judges[name], exam.texts(name), each) for name in names]
-    spending.check("Judging", sum(costs[1:], costs[0]))
+        methods = methods_of(term, described[term.trait], loaded, personas, rivals[term.trait], seed)
+        subjects.append(Subject(term, methods))
+    each = -(-count_answers(subjects, exam) // sum(map(len, questions.values())))
+    budget.check("Judging", sum((cost_ahead(judges[name], exam.texts(name), each) for name in names), Cost()))
 
-    with loading.stage("answers", answers, quiet) as progress:
-        keep_in = output / "answers.jsonl" if output else None
-        decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
-        asker = Asker(model, tokenizer, decoding, keep_in, progress=progress)
-        found = evaluate(asker, subjects, exam, str(adapter or Path(folder).name), "npti-export eval")
-    steered = [result.personality for result in found.personalities]
+    keep_in = output / "answers.jsonl" if output else None
+    asker = Asker(model, tokenizer, replace(EVALUATION_DECODING, batch_size=batch_size), keep_in)
+    called = adapter or folder.name
+    found = evaluate(asker, subjects, exam, called, "npti-export eval", partial(loading.stage, quiet=quiet))
+    steered = [str(term) for term in terms]
     beside = further.sections(model, tokenizer, loaded, steered, benchmarks, inventory, batch_size, quiet)
     found = replace(found, sections={**found.sections, **beside})
     if output:
         from npti_export.evaluation.report.report_files import write_report
 
         write_report(output, found)
+    if card:
+        from npti_export.evaluation.report.card_scores import with_scores
+
+        with_scores(loaded, found).save_pretrained(folder)
+        loading.notice(f"The figures stand in {folder} now.", quiet)
     if as_json:
         figures = [summary(found, result) for result in found.personalities]
         asked_for = {name: beside[name] for name in ("capability", "inventory") if name in beside}
@@ -239,8 +243,16 @@ def summary(found: Evaluation, result: PersonalityResult) -> dict[str, Any]:
 
 
 def _residual_alone(
-    model: Any, tokenizer: Any, folder: Path, name: str, said: Any, batch_size: int, seed: int, quiet: bool
-) -> Any:
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    name: str,
+    said: Sequence[Transcript],
+    given: Sequence[Question],
+    batch_size: int,
+    seed: int,
+    quiet: bool,
+) -> PersonalityAdapter:
     """The residual difference alone of one trait, layer and dose found on questions that nothing else asks."""
     from dataclasses import replace
 
@@ -251,10 +263,9 @@ def _residual_alone(
     from npti_export.identification.files import TraitFiles
     from npti_export.identification.questions import HELD_BACK
     from npti_export.identification.selection import read_measured
-    from npti_export.traits.material import Question, shipped_questions
+    from npti_export.traits.material import Question
 
     statistics, measured, base_model = read_measured(TraitFiles(folder, name))
-    given = shipped_questions(name, "identification")
     held_back = [Question(name, text) for text in own_questions(given, said, name, HELD_BACK, seed)]
     steps = most_residual_answers(base_model.num_layers, len(held_back))
     with loading.stage(f"{name}: residual alone", steps, quiet) as progress:

@@ -139,6 +139,19 @@ def personas_of(name: str, own: dict[str, OwnTrait], file: Path | None) -> list[
     return list(own[name].personas) if name in own else shipped_personas(name)
 
 
+def questions_of(name: str, own: dict[str, OwnTrait], file: Path | None) -> list[Question]:
+    """The questions that a trait is identified with, found in the same way.
+
+    Raises:
+        NptiError: If a file cannot be read, or has none for the trait.
+    """
+    from npti_export.traits.material import read_questions, shipped_questions
+
+    if file:
+        return read_questions(file, name)
+    return list(own[name].questions) if name in own else shipped_questions(name, "identification")
+
+
 def test_questions_of(name: str, own: dict[str, OwnTrait], file: Path | None) -> list[Question]:
     """The questions that a trait is evaluated with, found in the same way.
 
@@ -209,11 +222,7 @@ class Asked:
         return Endpoint(self.elicit_url, self.elicit_model, concurrency)
 
     def _questions(self, wanted: Wanted, name: str) -> list[Question]:
-        from npti_export.traits.material import read_questions, shipped_questions
-
-        if self.questions_file:
-            return read_questions(self.questions_file, name)
-        return list(wanted.own[name].questions) if name in wanted.own else shipped_questions(name, "identification")
+        return questions_of(name, wanted.own, self.questions_file)
 
 
 asked = as_one(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.tensors import trait_to_bytes
 from npti_export.errors import NptiError
+from npti_export.evaluation.kept_answers import KeptAnswers, adapter_digest, what_decides
 from npti_export.evaluation.methods import Method
 from npti_export.identification.answers import Answer, Decoding, Progress, generate_answers
 from npti_export.identification.files import digest
@@ -35,7 +34,6 @@ class Asker:
         decoding: The same for every method.
         keep_in: A JSON-lines file of answers: what it holds is not asked again. None keeps nothing.
         positions: Which tokens are steered, over the adapters' own choice.
-        progress: Told how many more answers are there.
     """
 
     def __init__(
@@ -45,16 +43,16 @@ class Asker:
         decoding: Decoding,
         keep_in: Path | None = None,
         positions: str | None = None,
-        progress: Progress | None = None,
     ) -> None:
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
         self.base_model: BaseModel = describe_base_model(model, find_sites(model))
-        self.positions, self.progress = positions, progress
-        self._keep_in = keep_in
-        self._kept = _read(keep_in) if keep_in else {}
-        self._decides = digest(self.base_model, model.dtype, model.device.type, decoding, tokenizer.chat_template)
+        self.positions = positions
+        self._kept = KeptAnswers(keep_in)
+        self._decides = what_decides(model, tokenizer, self.base_model, decoding)
 
-    def ask(self, method: Method, term: Term, questions: Sequence[str], seed: int) -> list[Answer]:
+    def ask(
+        self, method: Method, term: Term, questions: Sequence[str], seed: int, progress: Progress | None = None
+    ) -> list[Answer]:
         """Asks all questions by a method.
 
         Args:
@@ -62,6 +60,7 @@ class Asker:
             term: The personality that the method's adapter is to play, at strength 1; the method's own strength counts.
             questions: What is asked.
             seed: Decides which persona a question gets.
+            progress: Told how many more answers are there.
 
         Raises:
             NptiError: If an adapter does not fit the model, a prompt fills its context, or answers cannot be kept.
@@ -72,33 +71,18 @@ class Asker:
         alone = None if method.steering is None else _alone(method.steering, term)
         steered = None if alone is None else (str(spec), adapter_digest(alone), self.positions)
         key = digest(self._decides, [asdict(prompt) for prompt in prompts], steered, lora_digest(method.lora))
-        if key in self._kept:
-            if self.progress:
-                self.progress(len(prompts))
-            return self._kept[key]
-        if alone is not None:
-            thinking = Thinking.of(self.tokenizer)
-            with load_personality(self.model, spec, alone, positions=self.positions, thinking=thinking):
-                answers = generate_answers(self.model, self.tokenizer, prompts, self.decoding, self.progress)
-        elif method.lora is not None:
-            with with_lora(self.model, method.lora) as tuned:
-                answers = generate_answers(tuned, self.tokenizer, prompts, self.decoding, self.progress)
-        else:
-            answers = generate_answers(self.model, self.tokenizer, prompts, self.decoding, self.progress)
-        self._keep(key, answers)
-        return answers
 
-    def _keep(self, key: str, answers: list[Answer]) -> None:
-        self._kept[key] = answers
-        if self._keep_in is None:
-            return
-        line = json.dumps({"key": key, "answers": [asdict(answer) for answer in answers]}, ensure_ascii=False)
-        try:
-            self._keep_in.parent.mkdir(parents=True, exist_ok=True)
-            with self._keep_in.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise NptiError(f"{self._keep_in} cannot be written ({error.strerror}); make room and go on.") from None
+        def asked() -> list[Answer]:
+            if alone is not None:
+                thinking = Thinking.of(self.tokenizer)
+                with load_personality(self.model, spec, alone, positions=self.positions, thinking=thinking):
+                    return generate_answers(self.model, self.tokenizer, prompts, self.decoding, progress)
+            if method.lora is not None:
+                with with_lora(self.model, method.lora) as tuned:
+                    return generate_answers(tuned, self.tokenizer, prompts, self.decoding, progress)
+            return generate_answers(self.model, self.tokenizer, prompts, self.decoding, progress)
+
+        return self._kept.given_or(key, len(prompts), progress, asked)
 
 
 @contextmanager
@@ -129,16 +113,6 @@ def with_lora(model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]
         tuned.unload()
 
 
-def adapter_digest(adapter: PersonalityAdapter) -> str:
-    """Hash over all that an adapter does to a model."""
-    parts = []
-    for trait in adapter.traits.values():
-        tensors = hashlib.sha256(trait_to_bytes(trait, adapter.base_model)).hexdigest()
-        manner = [(pole, record.caps, record.positions, record.dropout) for pole, record in trait.poles.items()]
-        parts.append((trait.name, tensors, manner))
-    return digest(parts)
-
-
 def lora_digest(folder: Path | None) -> str | None:
     """Hash over the files of a PEFT folder."""
     if folder is None:
@@ -163,23 +137,3 @@ def library_versions() -> dict[str, str]:
 def _alone(adapter: PersonalityAdapter, term: Term) -> PersonalityAdapter:
     """Only the trait asked for: dense parts of others need not be looked for."""
     return PersonalityAdapter(adapter.base_model, {term.trait: adapter.traits[term.trait]})
-
-
-def _read(path: Path) -> dict[str, list[Answer]]:
-    """Answers that were kept; a line that a kill broke off is dropped, and one behind it is then a line of its own."""
-    if not path.exists():
-        return {}
-    kept = {}
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
-    for line in data.split(b"\n"):
-        try:
-            record = json.loads(line)
-            kept[str(record["key"])] = [
-                Answer(str(a["text"]), tuple(map(int, a["token_ids"])), bool(a["finished"])) for a in record["answers"]
-            ]
-        except (ValueError, KeyError, TypeError):
-            continue  # what cannot be read is asked again
-    return kept

@@ -116,6 +116,8 @@ def measure_capability(
                 _check_found(run.names, found)
                 plain = found
             for (task, metric), values in found.items():
+                if (task, metric) not in plain:  # a mean over documents by chance, under this personality alone
+                    continue
                 change = None if spec is None else bootstrap_mean(POINTS * (values - plain[task, metric]))
                 scores.append(_score(spec or UNSTEERED, task, metric, values, change))
             done()

@@ -1,13 +1,15 @@
-"""The placebo: as many random neurons in the same layers with the same shifts, and as long a random vector behind the
-same layers as the residual is, so that only the choice differs."""
+"""The placebo: as many random neurons in the same layers and experts with the same shifts, and as long a random vector
+behind the same layers as the residual is, so that only the choice differs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from npti_export.adapter.adapter import PersonalityAdapter
+from npti_export.adapter.neurons import NeuronSet
 from npti_export.adapter.residual import ResidualShift
 from npti_export.traits import Pole
 
@@ -15,7 +17,8 @@ from npti_export.traits import Pole
 def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> PersonalityAdapter:
     """The adapter with the neurons of one trait exchanged for random ones of the same layers, residuals likewise.
 
-    Neurons that belong to neither pole are taken as long as a layer has enough of them, so that the placebo does not
+    In a mixture of experts each is exchanged for one of the same expert, so that it acts on as many tokens.
+    Neurons that belong to neither pole are taken as long as there are enough of them, so that the placebo does not
     steer by accident; the poles share some only where they do in the adapter (``mean-shift``). Targets, shifts and
     deltas stay the same values. A residual becomes a vector of random direction and the same length.
 
@@ -28,16 +31,18 @@ def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> Personalit
     rng = np.random.default_rng(seed)
     index = {pole: record.poles[pole].neurons.index.copy() for pole in Pole}
     for layer, neurons in enumerate(adapter.base_model.neurons_per_layer):
-        places = {pole: np.flatnonzero(record.poles[pole].neurons.layer == layer) for pole in Pole}
-        chosen = np.isin(np.arange(neurons.dense), np.concatenate([index[pole][places[pole]] for pole in Pole]))
-        order = rng.permutation(neurons.dense)
-        order = np.concatenate([order[~chosen[order]], order[chosen[order]]])
-        high, low = (index[pole][places[pole]] for pole in Pole)
-        shared = np.intersect1d(high, low).size > 0
-        for pole in Pole:
-            drawn, left = np.split(order, [len(places[pole])])
-            index[pole][places[pole]] = np.sort(drawn)
-            order = order if shared else left
+        for expert in range(-1, neurons.experts):
+            width = neurons.dense + neurons.shared if expert < 0 else neurons.per_expert
+            places = {pole: _places(record.poles[pole].neurons, layer, expert) for pole in Pole}
+            high, low = (index[pole][places[pole]] for pole in Pole)
+            chosen = np.isin(np.arange(width), np.concatenate([high, low]))
+            order = rng.permutation(width)
+            order = np.concatenate([order[~chosen[order]], order[chosen[order]]])
+            shared = np.intersect1d(high, low).size > 0
+            for pole in Pole:
+                drawn, left = np.split(order, [len(places[pole])])
+                index[pole][places[pole]] = np.sort(drawn)
+                order = order if shared else left
     poles = {
         pole: replace(
             of_pole,
@@ -47,6 +52,14 @@ def placebo_of(adapter: PersonalityAdapter, trait: str, seed: int) -> Personalit
         for pole, of_pole in record.poles.items()
     }
     return adapter.with_trait(replace(record, poles=poles))
+
+
+def _places(neurons: NeuronSet, layer: int, expert: int) -> NDArray[np.intp]:
+    """Which neurons of a set are of one layer and expert; -1 is the dense or shared part."""
+    of_layer = neurons.layer == layer
+    if neurons.expert is None:
+        return np.flatnonzero(of_layer)
+    return np.flatnonzero(of_layer & (neurons.expert == expert))
 
 
 def _random_residual(residual: ResidualShift, rng: np.random.Generator) -> ResidualShift:

@@ -5,6 +5,7 @@ First everything is asked, then each judge sees all answers of a trait at once, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,23 +15,11 @@ from npti_export.evaluation.compare import Scores
 from npti_export.evaluation.fluency import answer_nll
 from npti_export.evaluation.judges.judgement import Criterion, Judgement
 from npti_export.evaluation.judges.judges_agree import agreements
-from npti_export.evaluation.methods import (
-    ADAPTER,
-    HAVE_A_DIAL,
-    PERSONA,
-    UNSTEERED,
-    Method,
-    drawn_personas,
-)
-from npti_export.evaluation.protocol import Judge
-from npti_export.evaluation.results import (
-    Evaluation,
-    JudgeSettings,
-    PersonalityResult,
-    Settings,
-)
+from npti_export.evaluation.methods import ADAPTER, HAVE_A_DIAL, PERSONA, UNSTEERED, Method, drawn_personas
+from npti_export.evaluation.protocol import Judge, Stage, silent
+from npti_export.evaluation.results import Evaluation, JudgeSettings, PersonalityResult, Settings
 from npti_export.evaluation.scoring import Answered, differences, dose_curve, method_result, scores_of
-from npti_export.identification.answers import Answer
+from npti_export.identification.answers import Answer, Progress
 from npti_export.traits import Pole, Term
 from npti_export.traits.material import Question
 
@@ -84,7 +73,9 @@ class Exam:
         return {other: self.texts(other)[: self.bleed_questions] for other in self.questions if other != trait}
 
 
-def evaluate(asker: Asker, subjects: Sequence[Subject], exam: Exam, adapter: str = "", command: str = "") -> Evaluation:
+def evaluate(
+    asker: Asker, subjects: Sequence[Subject], exam: Exam, adapter: str = "", command: str = "", stage: Stage = silent
+) -> Evaluation:
     """Asks the same questions by every method and rates the answers.
 
     A judgement that failed is left out of means and differences, and counted; it is never given a score.
@@ -95,17 +86,23 @@ def evaluate(asker: Asker, subjects: Sequence[Subject], exam: Exam, adapter: str
         exam: What is asked, and who rates.
         adapter: What the adapter is called, for the record.
         command: What made this, for the record.
+        stage: Shows progress: of the answers, of the judgements, of how likely the answers are.
 
     Raises:
         NptiError: If there are no questions or no judge of a trait, an adapter does not fit, or the judge gave no
             score under some method.
     """
     _check(subjects, exam)
-    said = _ask_all(asker, subjects, exam)
-    judged = _judge_all(said, exam)
-    personalities = tuple(_personality(asker, subject, exam, said, judged) for subject in subjects)
+    with stage("answers", count_answers(subjects, exam)) as progress:
+        said = _ask_all(asker, subjects, exam, progress)
+    shown = _shown(said, exam)
+    with stage("judgements", sum(len(one.pairs) for one in shown)) as progress:
+        judged = _judge_all(shown, said, exam, progress)
+    asked = sum(len(exam.texts(subject.term.trait)) * (1 + len(_own_places(subject, said))) for subject in subjects)
+    with stage("likelihood of the answers", 2 * asked) as progress:
+        personalities = tuple(_personality(asker, subject, exam, said, judged, progress) for subject in subjects)
     judges: dict[tuple[str, Criterion], JudgeSettings] = {}
-    for trait in dict.fromkeys(subject.term.trait for subject in subjects):
+    for trait in _own_traits(subjects):
         for judge in exam.judges[trait]:
             key = (judge.name, judge.criterion)
             auc = getattr(judge, "auc", None)
@@ -130,15 +127,7 @@ def evaluate(asker: Asker, subjects: Sequence[Subject], exam: Exam, adapter: str
 
 def count_answers(subjects: Sequence[Subject], exam: Exam) -> int:
     """How many answers :func:`evaluate` asks for."""
-    total = sum(map(len, exam.questions.values())) if exam.bleed_questions else 0
-    total += 0 if exam.bleed_questions else sum(len(exam.questions[name]) for name in _own_traits(subjects))
-    for subject in subjects:
-        own = len(exam.questions[subject.term.trait])
-        others = sum(map(len, exam.elsewhere(subject.term.trait).values()))
-        steered = [method for method in subject.methods if method.name != UNSTEERED]
-        total += len(steered) * (own + others)
-        total += sum(method.name in HAVE_A_DIAL for method in steered) * len(exam.doses) * own
-    return total
+    return sum(len(texts) for one in _asked(subjects, exam) for texts in one.texts.values())
 
 
 _Place = tuple[str, str, float | None, str]
@@ -149,72 +138,111 @@ NOBODY = ""
 """The personality of the unsteered model, whose answers all share."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One method at one strength, and the questions of each trait that it is asked."""
+
+    personality: str
+    term: Term
+    method: Method
+    texts: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What one judge sees in its one call: the answers of those places, equal ones once."""
+
+    judge: Judge
+    places: Sequence[_Place]
+    pairs: Sequence[tuple[str, str]]
+
+
 def _own_traits(subjects: Sequence[Subject]) -> list[str]:
     return list(dict.fromkeys(subject.term.trait for subject in subjects))
 
 
+def _asked_traits(subjects: Sequence[Subject], exam: Exam) -> list[str]:
+    return list(exam.questions) if exam.bleed_questions else _own_traits(subjects)
+
+
 def _check(subjects: Sequence[Subject], exam: Exam) -> None:
-    traits = list(exam.questions) if exam.bleed_questions else _own_traits(subjects)
-    for trait in traits:
-        if not exam.questions.get(trait):
-            raise NptiError(f"There are no test questions for {trait}; give some.")
-        if not any(judge.criterion == "trait" for judge in exam.judges.get(trait, ())):
-            raise NptiError(f"There is no judge of {trait}; one that rates the trait is needed.")
     if len({str(subject.term) for subject in subjects}) != len(subjects) or not subjects:
         raise NptiError(f"{len(subjects)} personalities were given; at least one, and none twice, is needed.")
+    for trait in _asked_traits(subjects, exam):
+        if not exam.questions.get(trait):
+            raise NptiError(f"There are no test questions for {trait}; give some.")
+        judges = exam.judges.get(trait, ())
+        if not any(judge.criterion == "trait" for judge in judges):
+            raise NptiError(f"There is no judge of {trait}; one that rates the trait is needed.")
+        [(name, criterion), times] = Counter((judge.name, judge.criterion) for judge in judges).most_common(1)[0]
+        if times > 1:
+            raise NptiError(f"{times} judges of {trait} ({criterion}) are called {name}; each needs a name of its own.")
 
 
 def _personality_name(term: Term) -> str:
     return f"{term.trait}{term.pole.sign}"
 
 
-def _ask_all(asker: Asker, subjects: Sequence[Subject], exam: Exam) -> _Said:
-    said: _Said = {}
-    unsteered = subjects[0].method(UNSTEERED)
-    for trait in exam.questions if exam.bleed_questions else _own_traits(subjects):
-        answers = asker.ask(unsteered, subjects[0].term, exam.texts(trait), exam.seed)
-        said[NOBODY, UNSTEERED, None, trait] = answers
+def _asked(subjects: Sequence[Subject], exam: Exam) -> list[_Asked]:
+    """Everything that is asked, in its order; the unsteered model first."""
+    nobody = subjects[0]
+    unsteered = nobody.method(UNSTEERED)
+    asked = [
+        _Asked(NOBODY, nobody.term, unsteered, {trait: exam.texts(trait)}) for trait in _asked_traits(subjects, exam)
+    ]
     for subject in subjects:
         trait, name = subject.term.trait, _personality_name(subject.term)
-        asked = {trait: exam.texts(trait)} | exam.elsewhere(trait)
+        own = {trait: exam.texts(trait)}
         for method in subject.methods:
             if method.name == UNSTEERED:
                 continue
-            answers = asker.ask(method, subject.term, [text for texts in asked.values() for text in texts], exam.seed)
-            for of_trait, texts in asked.items():
-                said[name, method.name, method.strength, of_trait] = answers[: len(texts)]
-                answers = answers[len(texts) :]
+            asked.append(_Asked(name, subject.term, method, own | exam.elsewhere(trait)))
             if method.name in HAVE_A_DIAL and method.strength is not None:
-                for dose in exam.doses:
-                    dosed = replace(method, strength=dose * method.strength)
-                    place = (name, method.name, dosed.strength, trait)
-                    said[place] = asker.ask(dosed, subject.term, asked[trait], exam.seed)
+                dosed = (replace(method, strength=dose * method.strength) for dose in exam.doses)
+                asked += [_Asked(name, subject.term, at_dose, own) for at_dose in dosed]
+    return asked
+
+
+def _ask_all(asker: Asker, subjects: Sequence[Subject], exam: Exam, progress: Progress) -> _Said:
+    said: _Said = {}
+    for one in _asked(subjects, exam):
+        texts = [text for of_trait in one.texts.values() for text in of_trait]
+        answers = asker.ask(one.method, one.term, texts, exam.seed, progress)
+        for trait, of_trait in one.texts.items():
+            said[one.personality, one.method.name, one.method.strength, trait] = answers[: len(of_trait)]
+            answers = answers[len(of_trait) :]
     return said
 
 
-def _judge_all(said: _Said, exam: Exam) -> _Judged:
-    """Each judge sees all answers to a trait's questions in one call; equal ones are shown once."""
-    judged: _Judged = {place: {} for place in said}
+def _shown(said: _Said, exam: Exam) -> list[_Shown]:
+    """What each judge of each trait is shown."""
+    shown = []
     for trait in dict.fromkeys(place[3] for place in said):
         places = [place for place in said if place[3] == trait]
-        for at, judge in enumerate(exam.judges[trait]):
+        main = next(judge for judge in exam.judges[trait] if judge.criterion == "trait")
+        for judge in exam.judges[trait]:
             # What is said to another trait's questions is only rated for bleed, by the main judge.
-            main = judge is next(one for one in exam.judges[trait] if one.criterion == "trait")
-            of_judge = [place for place in places if main or _is_own(place)]
-            shown = [
-                (question, answer.text)
-                for place in of_judge
-                for question, answer in zip(exam.texts(trait), said[place], strict=False)
-            ]
-            once = list(dict.fromkeys(shown))
-            said_of = dict(zip(once, judge.judge([q for q, _ in once], [a for _, a in once]), strict=True))
-            key = (judge.name, judge.criterion)
-            if any(key in judged[place] for place in of_judge):
-                raise NptiError(f"Two judges of {trait} are called {judge.name} (number {at + 1}); each needs a name.")
-            for place in of_judge:
-                pairs = zip(exam.texts(trait), said[place], strict=False)
-                judged[place][key] = [said_of[question, answer.text] for question, answer in pairs]
+            of_judge = [place for place in places if judge is main or _is_own(place)]
+            pairs = dict.fromkeys(pair for place in of_judge for pair in _pairs(place, said, exam))
+            shown.append(_Shown(judge, of_judge, list(pairs)))
+    return shown
+
+
+def _judge_all(shown: Sequence[_Shown], said: _Said, exam: Exam, progress: Progress) -> _Judged:
+    """Each judge sees all answers to a trait's questions in one call."""
+    judged: _Judged = {place: {} for place in said}
+    for one in shown:
+        judgements = one.judge.judge([q for q, _ in one.pairs], [a for _, a in one.pairs], progress)
+        of_pair = dict(zip(one.pairs, judgements, strict=True))
+        for place in one.places:
+            key = (one.judge.name, one.judge.criterion)
+            judged[place][key] = [of_pair[pair] for pair in _pairs(place, said, exam)]
     return judged
+
+
+def _pairs(place: _Place, said: _Said, exam: Exam) -> list[tuple[str, str]]:
+    """Question and answer; of another trait only the first questions were asked."""
+    return [(text, answer.text) for text, answer in zip(exam.texts(place[3]), said[place], strict=False)]
 
 
 def _is_own(place: _Place) -> bool:
@@ -222,7 +250,15 @@ def _is_own(place: _Place) -> bool:
     return personality in (NOBODY, f"{trait}+", f"{trait}-")
 
 
-def _personality(asker: Asker, subject: Subject, exam: Exam, said: _Said, judged: _Judged) -> PersonalityResult:
+def _own_places(subject: Subject, said: _Said) -> list[_Place]:
+    """Of the answers to the personality's own questions, but for the unsteered model's."""
+    own = (_personality_name(subject.term), subject.term.trait)
+    return [place for place in said if (place[0], place[3]) == own]
+
+
+def _personality(
+    asker: Asker, subject: Subject, exam: Exam, said: _Said, judged: _Judged, progress: Progress
+) -> PersonalityResult:
     term = subject.term
     trait, name = term.trait, _personality_name(term)
     texts = exam.texts(trait)
@@ -235,6 +271,7 @@ def _personality(asker: Asker, subject: Subject, exam: Exam, said: _Said, judged
             answer_nll(asker.model, asker.tokenizer, texts, answers, asker.decoding.batch_size, given)
             for given in (None, personas)
         )
+        progress(2 * len(texts))
         elsewhere = {
             other: _main_scores(judged[personality, method, strength, other])[: len(asked)]
             for other, asked in exam.elsewhere(trait).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import bundled_folder
 from npti_export.cli import main
 from npti_export.evaluation.dose.trial import with_dose
+from npti_export.identification.elicit import read_transcripts, write_transcripts
+from npti_export.pipeline import transcripts_file
 from npti_export.traits import Pole
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -67,3 +72,23 @@ def test_what_cannot_be_calibrated_is_refused(folder: Path, capsys: pytest.Captu
     assert (
         PersonalityAdapter.from_pretrained(folder).traits == PersonalityAdapter.from_pretrained(bundled_folder()).traits
     )
+
+
+@pytest.mark.slow
+def test_a_trait_of_ones_own_is_calibrated_from_its_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The neurons and answers are another trait's under its name; what it is asked are its own questions."""
+    own = ROOT / "docs" / "formality.toml"
+    adapter = PersonalityAdapter.from_pretrained(folder)
+    adapter.with_trait(replace(adapter.traits["openness"], name="formality")).save_pretrained(folder)
+    said = read_transcripts(transcripts_file(folder, "openness"))
+    write_transcripts(transcripts_file(folder, "formality"), [replace(one, trait="formality") for one in said])
+    arguments = ["calibrate", str(folder), "--trait", "formality", "--max-questions", "2", "-q"]
+    code, _, err = run(arguments, capsys)
+    assert code == 1
+    assert "no trait 'formality'" in err
+    assert "--trait-file names one of your own" in err
+    code, out, err = run([*arguments, "--trait-file", str(own), "--json"], capsys)
+    assert code == 0, err
+    assert set(json.loads(out)["poles"]) == {"formality+", "formality-"}
+    after = PersonalityAdapter.from_pretrained(folder)
+    assert {len(record.dose_curve) >= 7 for record in after.traits["formality"].poles.values()} == {True}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chat_models import tiny_chat_model, tiny_tokenizer
 
-from npti_export.cli.judging import check_judge_names, make_judges
+from npti_export.cli.judging import Judging, check_judge_names
 from npti_export.errors import NptiError
 from npti_export.evaluation.judges.cost import Budget
 from npti_export.evaluation.judges.judgement import Judgement
@@ -47,16 +47,19 @@ def test_each_judge_has_a_criterion_and_the_first_comes_first(monkeypatch: pytes
         Transcript("openness", pole, f"Q{at}?", "You.", f"{pole} {at}", (), True) for at in range(6) for pole in Pole
     ]
     write_transcripts(tmp_path / "said.jsonl", said)
-    judges = make_judges(
-        ["self", "openai", "local", "openai:gpt-4o-mini"],
-        OPENNESS,
+    chosen = Judging(
+        ("self", "openai", "local", "openai:gpt-4o-mini"), max_cost=1.0, transcripts=tmp_path / "said.jsonl"
+    )
+    judges = chosen.judges_of(
+        [OPENNESS],
         adapter=tmp_path,
-        transcripts=tmp_path / "said.jsonl",
         model=tiny_chat_model(context=8192),
         tokenizer=tiny_tokenizer(),
         output=tmp_path,
+        budget=chosen.budget(quiet=True),
     )
-    assert [(judge.name, judge.criterion) for judge in judges] == [
+    assert list(judges) == ["openness"]
+    assert [(judge.name, judge.criterion) for judge in judges["openness"]] == [
         ("self", "trait"),
         ("self", "fluency"),
         ("openai:gpt-4o-2024-08-06", "trait"),
@@ -74,9 +77,10 @@ def test_judgements_are_kept_in_the_users_cache_where_there_is_no_output(
     for output in (None, tmp_path / "out"):
         folder = output or tmp_path / "cache"
         monkeypatch.setenv("NPTI_EXPORT_HOME", str(tmp_path / "cache"))
-        judge = make_judges(
-            ["openai"], OPENNESS, adapter=tmp_path, model=None, tokenizer=None, output=output, budget=Budget(1.0)
-        )[0]
+        judges = Judging(("openai",)).judges_of(
+            [OPENNESS], adapter=tmp_path, model=None, tokenizer=None, output=output, budget=Budget(1.0)
+        )
+        judge = judges["openness"][0]
         assert judge.cost(["Q?"], ["A."]).calls == 1
         kept = Judgement("Q?", "A.", "openness", judge.name, 4.0, "", None)
         with appending(folder / "judgements.jsonl") as record:
@@ -89,4 +93,20 @@ def test_a_local_judge_without_transcripts_says_what_else_there_is(tmp_path: Pat
     file = tmp_path / "transcripts" / "openness.jsonl"
     file.write_text("", encoding="utf-8")
     with pytest.raises(NptiError, match="--transcripts, or use --judge self or --judge openai:MODEL"):
-        make_judges(["local"], OPENNESS, adapter=tmp_path, model=None, tokenizer=None)
+        Judging(("local",)).judges_of([OPENNESS], adapter=tmp_path, model=None, tokenizer=None)
+
+
+def test_transcripts_that_were_named_are_those_of_the_trait_alone(tmp_path: Path) -> None:
+    said = [
+        Transcript(trait, Pole.HIGH, f"{trait} {at}?", "You.", "Yes.", (), True)
+        for at in range(3)
+        for trait in ("openness", "neuroticism")
+    ]
+    write_transcripts(tmp_path / "said.jsonl", said)
+    found = Judging(("self",), transcripts=tmp_path / "said.jsonl").transcripts_of("neuroticism", tmp_path)
+    assert [one.question for one in found] == ["neuroticism 0?", "neuroticism 1?", "neuroticism 2?"]
+    assert Judging(("self",)).transcripts_of("openness", tmp_path) == []
+    with pytest.raises(NptiError, match=r"There is no file .*none\.jsonl; --transcripts names"):
+        Judging(("self",), transcripts=tmp_path / "none.jsonl")
+    with pytest.raises(NptiError, match="no judge 'gpt'"):
+        Judging(("gpt",))

@@ -30,3 +30,17 @@ def test_the_command_line_runs_from_a_checkout(
         runpy.run_path(str(ROOT / "cli.py"), run_name="__main__")
     assert left.value.code == 0
     assert "identify" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "own"), [("methods.py", "--max-questions"), ("stopping.py", "--test-questions")])
+def test_scripts_of_traits_share_their_options(
+    script: str, own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "eval")  # as where python runs the script itself
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "eval" / script), run_name="__main__")
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for option in (own, "--model", "--trait", "--output", "--device", "--dtype", "--batch-size"):
+        assert option in shown

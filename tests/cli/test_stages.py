@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,12 @@ def test_one_after_the_other(given: list[str], tmp_path: Path, capsys: pytest.Ca
     assert [line.split()[1:3] for line in out.splitlines()[:2]] == [["12", "questions"], ["14", "questions"]]
     assert "reliability " in out
 
+    code, _, err = run(["measure", *given[:4], *output], capsys)
+    assert code == 0, err
+    assert re.search(
+        r"^Counting 144 neurons takes 1 MB beside the model and up to \d MB of the machine's memory.$", err, re.M
+    )
+
     code, out, err = run(["select", *given[:4], *output, "--min-difference", "0.2", "--json"], capsys)
     assert code == 0, err
     rows = json.loads(out)["poles"]
@@ -71,7 +80,7 @@ def test_one_after_the_other(given: list[str], tmp_path: Path, capsys: pytest.Ca
         assert row["questions"] == 14
         assert row["reason"].startswith("npti, δ ≥ 0.")
         assert row["answers"]["total"] == 14
-        assert set(row["answers"]) == {"total", "empty", "repeating", "broken_off"}
+        assert set(row["answers"]) == {"total", "empty", "refusing", "repeating", "broken_off"}
     assert all(pole.calibrated for pole in PersonalityAdapter.from_pretrained(folder).traits["openness"].poles.values())
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| personality | overlap of the halves | margin of δ |" in card
@@ -121,6 +130,42 @@ def test_without_the_stage_before_the_command_is_named(
         assert f"`{before}` writes" in err
         assert err.splitlines()[-1].startswith("Error: ")
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "threshold", "other"),
+    [
+        ("npti", "--min-effect-size", "--min-difference"),
+        ("residual", "--min-effect-size", "--min-difference"),
+        ("mean-shift", "--min-difference", "--min-effect-size"),
+        ("hybrid", "--min-difference", "--min-effect-size"),
+    ],
+)
+def test_a_threshold_that_a_method_does_not_go_by_is_refused(
+    method: str, threshold: str, other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["select", "--trait", "openness", "--output", str(tmp_path), "--method", method]
+    code, out, err = run([*given, threshold, "0.2"], capsys)
+    assert (code, out) == (2, "")
+    assert f"The method {method} does not go by {threshold}; {other} is its threshold." in err
+    code, _, err = run([*given, other, "0.2"], capsys)
+    assert (code, "is not there; `npti-export measure` writes it" in err) == (1, True)
+
+
+def test_select_of_the_bundled_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(["select", "--trait", "openness"], capsys)
+    assert code == 1
+    assert "bundled demo model npti-demo" in err
+
+
+def test_select_needs_no_torch() -> None:
+    code = (
+        "import sys; from npti_export.cli import main\n"
+        "try: main(['select', '--trait', 'openness'])\n"
+        "except SystemExit as stopped: print(stopped.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == ["1 False False"]
 
 
 @pytest.mark.parametrize("command", ["elicit", "measure", "select"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from adapters_for_tests import make_adapter
 from chat_models import tiny_chat_model
+from mixtures import MIXTURES, build
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.neurons import NeuronSet
@@ -110,3 +111,22 @@ def test_poles_of_the_same_neurons_get_the_same_strangers() -> None:
     for of_pole in placebo.traits["openness"].poles.values():
         assert (of_pole.neurons.index % 2 == 1).all()
         of_pole.neurons.check(adapter.base_model, "placebo")
+
+
+def test_in_a_mixture_of_experts_each_neuron_is_exchanged_for_one_of_the_same_expert() -> None:
+    """With a dense layer, and a shared expert beside the routed ones."""
+    [family] = [mixture for mixture in MIXTURES if mixture.name == "DeepseekV3"]
+    adapter = make_adapter(build(family), seed=2, traits=("openness",))
+    layers = adapter.base_model.neurons_per_layer
+    assert any(layer.dense for layer in layers)
+    assert any(layer.experts and layer.shared for layer in layers)
+    placebo = placebo_of(adapter, "openness", 0)
+    taken = {}
+    for pole in Pole:
+        real, random = (x.traits["openness"].poles[pole].neurons for x in (adapter, placebo))
+        random.check(adapter.base_model, "placebo")
+        for name in ("layer", "expert", "shift", "target", "delta"):
+            np.testing.assert_array_equal(getattr(real, name), getattr(random, name))
+        assert not np.array_equal(real.index, random.index)
+        taken[pole] = set(zip(*(getattr(random, name).tolist() for name in ("layer", "expert", "index")), strict=True))
+    assert not taken[Pole.HIGH] & taken[Pole.LOW]

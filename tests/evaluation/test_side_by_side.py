@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from npti_export.evaluation.report.table import columns, table_rows, to_markdown
 from npti_export.evaluation.results import Evaluation
 from npti_export.evaluation.results_file import read_results, to_json, write_results
 from npti_export.evaluation.side_by_side import Exam, Subject, count_answers, evaluate
-from npti_export.identification.answers import Answer, Decoding, Prompt, generate_answers, prompt_ids
+from npti_export.identification.answers import Answer, Decoding, Progress, Prompt, generate_answers, prompt_ids
 from npti_export.identification.elicit import Transcript
 from npti_export.steering.personality import load_personality
 from npti_export.traits import Pole, Term, trait_named
@@ -84,13 +85,23 @@ def judges() -> dict[str, list[RuleJudge]]:
 def found(
     model: LlamaForCausalLM, adapter: PersonalityAdapter, judges: dict[str, list[RuleJudge]]
 ) -> tuple[Evaluation, int]:
-    counted: list[int] = []
+    announced: dict[str, int] = {}
+    told: dict[str, list[int]] = {}
+
+    def stage(what: str, steps: int) -> nullcontext:
+        announced[what], told[what] = steps, []
+        return nullcontext(told[what].append)
+
     exam = Exam(ASKED, judges, bleed_questions=2, doses=DOSES, seed=SEED)
     subjects = subjects_of(adapter, HIGH, LOW)
-    asker = Asker(model, TOKENIZER, DECODING, progress=counted.append)
-    evaluation = evaluate(asker, subjects, exam, "tests", "the command")
-    assert sum(counted) == count_answers(subjects, exam)
-    return evaluation, sum(counted)
+    evaluation = evaluate(Asker(model, TOKENIZER, DECODING), subjects, exam, "tests", "the command", stage)
+    # Whatever takes long is seen to move, and arrives.
+    assert list(announced) == ["answers", "judgements", "likelihood of the answers"]
+    assert {what: sum(done) for what, done in told.items()} == announced
+    # Unsteered all questions; each pole by seven methods, on two of the other trait too, and two dials at two doses.
+    assert announced["answers"] == count_answers(subjects, exam) == (5 + 3) + 2 * (7 * (5 + 2) + 2 * 2 * 5)
+    assert announced["judgements"] == sum(len(judge.shown[0]) for of_trait in judges.values() for judge in of_trait)
+    return evaluation, announced["answers"]
 
 
 def one_by_one(model: LlamaForCausalLM, prompts: Sequence[Prompt]) -> list[str]:
@@ -300,7 +311,9 @@ def test_a_failure_is_counted_left_out_and_never_scored(
 
 def test_a_judge_that_says_nothing_is_an_error(model: LlamaForCausalLM, adapter: PersonalityAdapter) -> None:
     class Silent(RuleJudge):
-        def judge(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
+        def judge(
+            self, questions: Sequence[str], answers: Sequence[str], progress: Progress | None = None
+        ) -> list[Judgement]:
             return [
                 Judgement(q, a, self.trait, self.name, None, "", "it refused")
                 for q, a in zip(questions, answers, strict=True)
@@ -314,14 +327,18 @@ def test_a_judge_that_says_nothing_is_an_error(model: LlamaForCausalLM, adapter:
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_asked(
     model: LlamaForCausalLM, adapter: PersonalityAdapter
 ) -> None:
-    asker = Asker(model, TOKENIZER, DECODING, progress=lambda _: pytest.fail("something was asked"))
-    subjects = subjects_of(adapter, HIGH)
-    with pytest.raises(NptiError, match="There are no test questions for openness"):
-        evaluate(asker, subjects, Exam({"openness": []}, judges_of()))
-    with pytest.raises(NptiError, match="There is no judge of openness"):
-        evaluate(asker, subjects, Exam(ASKED, {"openness": [RuleJudge("openness", "fluency")]}))
-    with pytest.raises(NptiError, match=r"2 personalities were given; at least one, and none twice"):
-        evaluate(asker, [*subjects, *subjects], Exam(ASKED, judges_of()))
+    def refuses(subjects: Sequence[Subject], exam: Exam, message: str) -> None:
+        with pytest.raises(NptiError, match=message):
+            evaluate(asker, subjects, exam, stage=lambda what, steps: pytest.fail("something was asked"))
+
+    asker, subjects = Asker(model, TOKENIZER, DECODING), subjects_of(adapter, HIGH)
+    refuses(subjects, Exam({"openness": []}, judges_of()), "There are no test questions for openness")
+    only_fluency: dict[str, list[RuleJudge]] = {"openness": [RuleJudge("openness", "fluency")]}
+    refuses(subjects, Exam(ASKED, only_fluency), "There is no judge of openness")
+    alike = {"openness": [RuleJudge("openness"), RuleJudge("openness")]}
+    refuses(subjects, Exam(ASKED, alike), r"2 judges of openness \(trait\) are called rule; each needs a name")
+    refuses([*subjects, *subjects], Exam(ASKED, judges_of()), "2 personalities were given; at least one, and none")
+    refuses([], Exam(ASKED, judges_of()), "0 personalities were given")
     with pytest.raises(NptiError, match=r"openness-: there is no persona of its pole among 2"):
         methods_of(LOW, trait_named("openness"), adapter, PERSONAS[:2], Rivals(), SEED)
     with pytest.raises(NptiError, match="there is no trait 'extraversion'"):

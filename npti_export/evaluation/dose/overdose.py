@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.evaluation.fluency import answer_nll
 from npti_export.evaluation.intervals import Estimate, bootstrap_mean, exponential
-from npti_export.identification.answers import Decoding, Progress, Prompt, generate_answers
+from npti_export.evaluation.kept_answers import KeptAnswers, adapter_digest, what_decides
+from npti_export.identification.answers import Answer, Decoding, Progress, Prompt, generate_answers
+from npti_export.identification.files import digest
 from npti_export.steering.personality import load_personality
 from npti_export.steering.thinking import Thinking
 from npti_export.traits import PersonalitySpec, Pole, Term
@@ -59,6 +63,7 @@ def check_sums(
     decoding: Decoding,
     max_ratio: float,
     progress: Progress | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[SumCost]:
     """Asks the same questions under every sum.
 
@@ -71,19 +76,32 @@ def check_sums(
         decoding: How answers are decoded.
         max_ratio: The budget of a single personality.
         progress: Told how many more answers are there, of ``(1 + specs) · questions``.
+        kept: Answers that were given already; None keeps none.
 
     Returns:
         What each costs, the most expensive first.
     """
     prompts = [Prompt(question) for question in questions]
     thinking = Thinking.of(tokenizer)
-    base = generate_answers(model, tokenizer, prompts, decoding, progress)
-    base_nll = answer_nll(model, tokenizer, questions, base, decoding.batch_size)
+    kept = kept or KeptAnswers()
+    decides = digest(what_decides(model, tokenizer, adapter.base_model, decoding), list(questions))
+    whole = adapter_digest(adapter)
+
+    def nll_of(spec: PersonalitySpec | None) -> NDArray[np.float64]:
+        def asked() -> list[Answer]:
+            if spec is None:
+                return generate_answers(model, tokenizer, prompts, decoding, progress)
+            with load_personality(model, spec, adapter, thinking=thinking):
+                return generate_answers(model, tokenizer, prompts, decoding, progress)
+
+        key = digest(decides, None if spec is None else (str(spec), whole))
+        answers = kept.given_or(key, len(prompts), progress, asked)
+        return answer_nll(model, tokenizer, questions, answers, decoding.batch_size)
+
+    base = nll_of(None)
     found = []
     for spec in specs:
-        with load_personality(model, spec, adapter, thinking=thinking):
-            answers = generate_answers(model, tokenizer, prompts, decoding, progress)
-        rise = answer_nll(model, tokenizer, questions, answers, decoding.batch_size) - base_nll
+        rise = nll_of(spec) - base
         ratio = exponential(bootstrap_mean(rise))
         found.append(SumCost(str(spec), ratio, ratio.mean > max_ratio))
     return sorted(found, key=lambda cost: -cost.ratio.mean)

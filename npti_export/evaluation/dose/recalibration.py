@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,23 @@ from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.records import TraitRecord
 from npti_export.errors import NptiError
 from npti_export.evaluation.dose.calibration import TriedWay, way_name
+from npti_export.evaluation.dose.capability_budget import Capable
 from npti_export.evaluation.dose.overdose import SumCost, check_sums, sums_to_check
 from npti_export.evaluation.dose.sweep import (
     Searched,
     Swept,
     best_positions,
     calibrated,
+    most_search_answers,
     most_sweep_answers,
     search_trait,
     sweep,
 )
 from npti_export.evaluation.dose.trial import DoseBudget, Trial
 from npti_export.evaluation.intervals import Estimate
-from npti_export.evaluation.protocol import Judge
-from npti_export.identification.answers import Decoding, Progress
+from npti_export.evaluation.kept_answers import KeptAnswers
+from npti_export.evaluation.protocol import Judge, Stage
+from npti_export.identification.answers import Decoding
 from npti_export.identification.elicit import Transcript
 from npti_export.identification.files import write_beside
 from npti_export.identification.questions import balanced
@@ -46,8 +48,6 @@ SUM_QUESTIONS = 20
 POSITIONS = ("generated", "last_prompt+generated")
 """Position modes that are tried. Not ``all``: questions of one turn do not show what steering a long prompt costs."""
 
-Stage = Callable[[str, int], AbstractContextManager[Progress]]
-
 
 @dataclass(frozen=True)
 class Recalibrated:
@@ -57,15 +57,13 @@ class Recalibrated:
         adapter: With the doses.
         swept: Of each trait and pole.
         sums: What sums of personalities cost, the most expensive first.
-        positions: Which tokens are steered.
-        budget: What a dose might cost, by trait.
+        capable: What poles lose on benchmarks, where that was measured.
     """
 
     adapter: PersonalityAdapter
     swept: dict[str, dict[Pole, Swept]]
     sums: tuple[SumCost, ...]
-    positions: str
-    budget: dict[str, DoseBudget]
+    capable: tuple[Capable, ...] = ()
 
     @property
     def warnings(self) -> Iterator[str]:
@@ -121,6 +119,7 @@ def recalibrate(
     decoding: Decoding,
     budget: DoseBudget,
     stage: Stage,
+    keep_in: Path | None = None,
 ) -> Recalibrated:
     """Finds the dose of both poles of traits, and checks sums of them.
 
@@ -135,40 +134,42 @@ def recalibrate(
         decoding: How answers are decoded.
         budget: What a dose may cost; its loss counts only where a judge rates fluency.
         stage: Shows progress.
+        keep_in: A file of answers, so that a run that was broken off asks only the rest; None keeps nothing.
 
     Raises:
-        NptiError: If the judge was trained on one of the questions, or rated nothing.
+        NptiError: If the judge was trained on one of the questions, or rated nothing, or answers cannot be kept.
     """
+    kept = KeptAnswers(keep_in)
     trials: dict[str, Trial] = {}
     searched: dict[str, Searched] = {}
-    budgets: dict[str, DoseBudget] = {}
     found: dict[str, dict[Pole, Swept]] = {}
     modes = len([mode for mode in positions if mode != _positions_of(ways)])
     for name, of_trait in ways.items():
         raters = judges[name]
         of_trait_judge = next(judge for judge in raters if judge.criterion == "trait")
         fluency = next((judge for judge in raters if judge.criterion == "fluency"), None)
-        budgets[name] = budget if fluency is not None else DoseBudget(budget.ratio)
+        of_trait_budget = budget if fluency is not None else DoseBudget(budget.ratio)
         texts = list(questions[name])
-        with stage(f"{name}: find the dose", most_sweep_answers(of_trait, modes, len(texts))) as progress:
+        with stage(f"{name}: find the dose", most_search_answers(of_trait, modes, len(texts))) as progress:
             base = adapter.base_model
             trials[name] = Trial(
-                model, tokenizer, base, texts, of_trait_judge, decoding, progress, budgets[name], fluency
+                model, tokenizer, base, texts, of_trait_judge, decoding, progress, of_trait_budget, fluency, kept
             )
             searched[name] = search_trait(trials[name], of_trait, positions)
-            if not modes:  # nothing of another trait decides here
-                [tried] = searched[name].by_positions.values()
-                found[name] = sweep(trials[name], tried)
     left_alone = [
         record.positions
         for name, trait in adapter.traits.items()
         if name not in ways
         for record in trait.poles.values()
     ]
-    chosen = best_positions(list(searched.values()), left_alone)
+    chosen = best_positions(list(searched.values()), left_alone) if modes else None
     for name, trial in trials.items():
-        if name not in found:
-            found[name] = sweep(trial, searched[name].by_positions[chosen])
+        by_positions = searched[name].by_positions
+        # Where no other mode is tried each trait keeps its own, which may differ.
+        tried = by_positions[chosen] if chosen else next(iter(by_positions.values()))
+        steps = most_sweep_answers(ways[name], len(questions[name]))
+        with stage(f"{name}: measure all doses", steps) as trial.progress:
+            found[name] = sweep(trial, tried)
         adapter = adapter.with_trait(calibrated(found[name]))
     specs = sums_to_check(adapter, list(ways))
     each = max(1, SUM_QUESTIONS // len(questions))
@@ -176,8 +177,8 @@ def recalibrate(
     sums: list[SumCost] = []
     if specs:
         with stage("sums of personalities", (1 + len(specs)) * len(mixed)) as progress:
-            sums = check_sums(model, tokenizer, adapter, specs, mixed, decoding, budget.ratio, progress)
-    return Recalibrated(adapter, found, tuple(sums), chosen, budgets)
+            sums = check_sums(model, tokenizer, adapter, specs, mixed, decoding, budget.ratio, progress, kept)
+    return Recalibrated(adapter, found, tuple(sums))
 
 
 def write_calibration(folder: Path, found: Recalibrated) -> None:
@@ -194,9 +195,10 @@ def write_calibration(folder: Path, found: Recalibrated) -> None:
 
 
 def as_json(found: Recalibrated, name: str, pole: Pole) -> dict[str, Any]:
-    """What was found of one pole."""
+    """What was found of one pole; where benchmarks brought its dose down, ``capability`` says to which share of it."""
     swept = found.swept[name][pole]
     best = swept.way.best
+    lost = next((one for one in found.capable if one.personality == f"{name}{pole.sign}"), None)
     return {
         "way": way_name(swept.way.record),
         "positions": swept.way.record.positions,
@@ -206,6 +208,7 @@ def as_json(found: Recalibrated, name: str, pole: Pole) -> dict[str, Any]:
         "fluency_loss": None if best.loss is None else _numbers(best.loss),
         "affordable": best.affordable,
         "budget": str(best.budget),
+        "capability": None if lost is None else asdict(lost),
         "rank_correlation": swept.rank_correlation,
         "tips_over": swept.tips_over,
         "reason": swept.reason,

@@ -122,18 +122,27 @@ def sweep(trial: Trial, tried: Tried) -> dict[Pole, Swept]:
     return found
 
 
-def most_sweep_answers(ways: Sequence[Sequence[TraitRecord]], positions: int, questions: int) -> int:
-    """How many answers searching and sweeping a trait ask for at most.
+def most_search_answers(ways: Sequence[Sequence[TraitRecord]], positions: int, questions: int) -> int:
+    """How many answers searching a trait asks for at most, the unsteered ones among them.
 
     Args:
         ways: What is tried.
         positions: How many other position modes.
         questions: How many there are.
     """
-    grid = max(len(doses_of(trait.poles[Pole.HIGH])) for of_list in ways for trait in of_list)
-    halving = grid.bit_length()
-    each = sum(len(of_list) + halving - 1 for of_list in ways) + positions * halving + grid - halving + 1
+    halving = _grid(ways).bit_length()
+    each = sum(len(of_list) + halving - 1 for of_list in ways) + positions * halving
     return (1 + 2 * each) * questions
+
+
+def most_sweep_answers(ways: Sequence[Sequence[TraitRecord]], questions: int) -> int:
+    """How many answers :func:`sweep` asks for at most: the doses that halving passed over, and one between two.
+
+    Args:
+        ways: What was searched.
+        questions: How many there are.
+    """
+    return 2 * (_grid(ways) - _grid(ways).bit_length() + 1) * questions
 
 
 def calibrated(found: Mapping[Pole, Swept]) -> TraitRecord:
@@ -141,6 +150,11 @@ def calibrated(found: Mapping[Pole, Swept]) -> TraitRecord:
     high = found[Pole.HIGH].way.trait
     poles = {pole: replace(recommended(swept.way), scores={}) for pole, swept in found.items()}
     return TraitRecord(high.name, poles, identification_of({p: s.way.trait.identification for p, s in found.items()}))
+
+
+def _grid(ways: Sequence[Sequence[TraitRecord]]) -> int:
+    """How many doses are tried of a way."""
+    return max(len(doses_of(trait.poles[Pole.HIGH])) for of_list in ways for trait in of_list)
 
 
 def _under(trial: Trial, way: TriedWay, positions: str) -> TriedWay:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,10 @@ from npti_export.adapter.records import PoleRecord, TraitRecord
 from npti_export.errors import NptiError
 from npti_export.evaluation.fluency import answer_nll
 from npti_export.evaluation.intervals import Estimate, bootstrap_mean, exponential
-from npti_export.evaluation.judges.judgement import Judgement
+from npti_export.evaluation.kept_answers import KeptAnswers, adapter_digest, what_decides
+from npti_export.evaluation.protocol import Judge
 from npti_export.identification.answers import Answer, Decoding, Progress, Prompt, generate_answers
+from npti_export.identification.files import digest
 from npti_export.identification.processes import first_does
 from npti_export.steering.personality import load_personality
 from npti_export.steering.thinking import Thinking
@@ -31,21 +32,6 @@ MAX_FLUENCY = 1.5
 """Largest perplexity ratio that a recommended dose may cost, to the end of its interval."""
 DIGITS = 4
 """Of the figures in files."""
-
-
-class Scorer(Protocol):
-    """What a trial needs of a judge."""
-
-    @property
-    def lowest(self) -> float:
-        """Lowest score."""
-
-    @property
-    def highest(self) -> float:
-        """Highest score."""
-
-    def judge(self, questions: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
-        """One judgement an answer, in their order."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +113,7 @@ class Trial:
         progress: Told how many more answers are there.
         budget: What a dose may cost.
         fluency_judge: Rates how well answers are written; None where none does.
+        kept: Answers that were given already; None keeps none.
     """
 
     def __init__(
@@ -135,16 +122,19 @@ class Trial:
         tokenizer: PreTrainedTokenizerBase,
         base_model: BaseModel,
         texts: list[str],
-        judge: Scorer,
+        judge: Judge,
         decoding: Decoding,
         progress: Progress | None,
         budget: DoseBudget = DoseBudget(),
-        fluency_judge: Scorer | None = None,
+        fluency_judge: Judge | None = None,
+        kept: KeptAnswers | None = None,
     ) -> None:
         self._model, self._tokenizer, self._base_model = model, tokenizer, base_model
-        self._texts, self._judge, self._decoding, self._progress = texts, judge, decoding, progress
+        self._texts, self._judge, self._decoding, self.progress = texts, judge, decoding, progress
         self._budget, self._fluency_judge = budget, fluency_judge
         self._thinking = Thinking.of(tokenizer)
+        self._kept = kept or KeptAnswers()
+        self._decides = digest(what_decides(model, tokenizer, base_model, decoding), texts)
         answers = self._answers()
         self._score, self._nll, self._written = (
             self._scores(answers, judge),
@@ -158,8 +148,7 @@ class Trial:
         # Nothing else is in it: a dense part of another trait need not be looked for.
         alone = PersonalityAdapter(self._base_model, {trait.name: replace(trait, poles=poles)})
         spec = PersonalitySpec((Term(trait.name, pole),))
-        with load_personality(self._model, spec, alone, thinking=self._thinking):
-            answers = self._answers()
+        answers = self._answers(spec, alone)
         return first_does(lambda: self._tried(gamma, answers, pole))
 
     def compare(self, answers: Sequence[Answer], pole: Pole) -> tuple[Estimate, Estimate]:
@@ -183,11 +172,20 @@ class Trial:
         effect = _rounded(bootstrap_mean(there))
         return TriedDose(gamma, effect, _rounded(ratio), loss, tuple(changes.tolist()), self._budget)
 
-    def _answers(self) -> list[Answer]:
-        prompts = [Prompt(text) for text in self._texts]
-        return generate_answers(self._model, self._tokenizer, prompts, self._decoding, self._progress)
+    def _answers(self, spec: PersonalitySpec | None = None, adapter: PersonalityAdapter | None = None) -> list[Answer]:
+        """Of the unsteered model, unless an adapter plays a personality."""
+        steered = None if adapter is None else (str(spec), adapter_digest(adapter))
 
-    def _scores(self, answers: Sequence[Answer], judge: Scorer) -> NDArray[np.float64]:
+        def asked() -> list[Answer]:
+            prompts = [Prompt(text) for text in self._texts]
+            if adapter is None:
+                return generate_answers(self._model, self._tokenizer, prompts, self._decoding, self.progress)
+            with load_personality(self._model, spec, adapter, thinking=self._thinking):
+                return generate_answers(self._model, self._tokenizer, prompts, self._decoding, self.progress)
+
+        return self._kept.given_or(digest(self._decides, steered), len(self._texts), self.progress, asked)
+
+    def _scores(self, answers: Sequence[Answer], judge: Judge) -> NDArray[np.float64]:
         """Scores drawn to 0 to 1, nan where the judge failed."""
         judgements = judge.judge(self._texts, [answer.text for answer in answers])
         scores = np.array([np.nan if said.score is None else said.score for said in judgements], dtype=np.float64)

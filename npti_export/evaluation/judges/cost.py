@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from npti_export.errors import NptiError
 
@@ -70,8 +70,9 @@ class Cost:
         )
 
 
+@runtime_checkable
 class Priced(Protocol):
-    """A judge that knows what it costs."""
+    """A judge that costs something, and knows what."""
 
     def cost(self, questions: Sequence[str], answers: Sequence[str]) -> Cost:
         """What it would cost to judge these answers."""
@@ -131,16 +132,17 @@ class Budget:
         self._taken += cost.dollars or 0.0
 
 
-def cost_ahead(judges: Sequence[Priced], questions: Sequence[str], answers_each: int) -> Cost:
+def cost_ahead(judges: Sequence[object], questions: Sequence[str], answers_each: int) -> Cost:
     """What judging costs at most, before there are answers.
 
     Args:
-        judges: All of them, a criterion each.
+        judges: All of them, a criterion each; those that are not :class:`Priced` cost nothing.
         questions: What will be asked.
         answers_each: How many answers to each question there will be.
     """
     longest = ["-" * (BYTES_A_TOKEN * ANSWER_TOKENS)] * len(questions)
-    return sum((judge.cost(questions, longest) * answers_each for judge in judges), Cost())
+    priced = (judge for judge in judges if isinstance(judge, Priced))
+    return sum((judge.cost(questions, longest) * answers_each for judge in priced), Cost())
 
 
 def price(model: str, calls: int, prompt_tokens: int, reply_tokens: int) -> Cost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +15,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from npti_export.errors import NptiError
-from npti_export.evaluation.judges.cost import Cost
 from npti_export.evaluation.judges.judgement import Criterion, Judgement
+from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import Transcript
 from npti_export.traits import Pole
 
@@ -78,12 +78,8 @@ class LocalJudge:
         """How likely each answer comes from the high end, float64 [answers]."""
         return np.asarray(self.classifier.predict_proba(list(answers))[:, 1], dtype=np.float64)
 
-    def cost(self, questions: Sequence[str], answers: Sequence[str]) -> Cost:
-        """Nothing."""
-        return Cost()
-
     def judge(
-        self, questions: Sequence[str], answers: Sequence[str], progress: Callable[[int], None] | None = None
+        self, questions: Sequence[str], answers: Sequence[str], progress: Progress | None = None
     ) -> list[Judgement]:
         """Scores answers to questions that it was not trained on.
 

@@ -141,7 +141,7 @@ class OpenAIJudge:
 
         One reply that never comes is a judgement that failed; a server that replies to nothing is an error.
         """
-        order = sorted(missing)
+        order = sorted(missing, key=missing.__getitem__)  # by what is asked: where it is asked changes nothing
         random.Random(f"order {self._seed}").shuffle(order)
         alive, in_a_row, last = False, 0, ""
         with self._appender() as record:

@@ -7,7 +7,7 @@ what its agreement with other judges is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.errors import NptiError
-from npti_export.evaluation.judges.cost import Cost
 from npti_export.evaluation.judges.judgement import Criterion, Judgement
 from npti_export.evaluation.judges.rubric import HIGHEST, LOWEST, NUMBER_ALONE, material, rubric
-from npti_export.identification.answers import Prompt, batches_of, context_length, prompt_ids
+from npti_export.identification.answers import Progress, Prompt, batches_of, context_length, prompt_ids
 from npti_export.steering.module import SteeredActivation
 from npti_export.steering.personality import Personality
 from npti_export.traits import Trait
@@ -81,12 +80,8 @@ class SelfJudge:
                 "instruction model with a longer context."
             )
 
-    def cost(self, questions: Sequence[str], answers: Sequence[str]) -> Cost:
-        """Nothing but time."""
-        return Cost()
-
     def judge(
-        self, questions: Sequence[str], answers: Sequence[str], progress: Callable[[int], None] | None = None
+        self, questions: Sequence[str], answers: Sequence[str], progress: Progress | None = None
     ) -> list[Judgement]:
         """Rates every answer.
 
@@ -101,14 +96,14 @@ class SelfJudge:
             ``score`` is None.
 
         Raises:
-            NptiError: If the model is steered and its personality was not given.
+            NptiError: If the model is steered and its personality was not given, or it gives no probabilities.
         """
         pairs = list(zip(questions, answers, strict=True))
         probabilities = self.probabilities(questions, answers, progress)
         return [self._judgement(*pair, row) for pair, row in zip(pairs, probabilities, strict=True)]
 
     def probabilities(
-        self, questions: Sequence[str], answers: Sequence[str], progress: Callable[[int], None] | None = None
+        self, questions: Sequence[str], answers: Sequence[str], progress: Progress | None = None
     ) -> NDArray[np.float64]:
         """The probability of each rating as what the model would write next, float64 [answers, 5].
 
@@ -175,6 +170,10 @@ class SelfJudge:
                 return_dict_in_generate=True,
             )
         probabilities: NDArray[np.float64] = output.logits[0].cpu().double().softmax(-1).numpy()
+        if not np.isfinite(probabilities).all():
+            raise NptiError(
+                "The model gives nan for probabilities, so --judge self cannot read a rating; choose another --dtype."
+            )
         return probabilities
 
 

@@ -19,7 +19,7 @@ from npti_export.evaluation.dose.sums import sum_of_poles
 from npti_export.evaluation.intervals import Estimate
 from npti_export.evaluation.report.pictures import drawn, png, svg
 from npti_export.evaluation.report.published_figures import SOURCE, published_for
-from npti_export.evaluation.report.table import judge_lines, verdict_lines
+from npti_export.evaluation.report.table import certainty_lines, verdict_lines
 from npti_export.evaluation.results import Evaluation, PersonalityResult
 from npti_export.identification.files import write_beside
 
@@ -42,7 +42,7 @@ CAPTIONS = {
     "doses": (
         "Dose curves",
         "Effect and cost over the strength, with 95 % bands. The grey bar is the recommended strength, the red line "
-        "the budget of the calibration; a triangle marks where more has less effect.",
+        "the ratio that calibrate allows unless told otherwise; a triangle marks where more has less effect.",
     ),
     "bleed": (
         "Bleed: what moves with it",
@@ -120,7 +120,7 @@ def page(evaluation: Evaluation, pictures: list[Picture]) -> str:
         scale=f"{evaluation.judge.lowest:g} to {evaluation.judge.highest:g}",
         pictures=pictures,
         verdicts=verdict_lines(evaluation),
-        judges=judge_lines(evaluation),
+        certainty=certainty_lines(evaluation),
         sums={
             method: {trait: sum_of_poles(evaluation, trait, method) for trait in evaluation.traits}
             for method in evaluation.methods

@@ -52,7 +52,7 @@ def draw_doses(evaluation: Evaluation) -> Figure | None:
         Line2D([], [], color="#1a202c", linestyle=LINES[at % len(LINES)], label=plain(method))
         for at, method in enumerate(methods)
     ]
-    handles.append(Line2D([], [], color="#c53030", linestyle=":", label=f"budget, {MAX_RATIO:g}"))
+    handles.append(Line2D([], [], color="#c53030", linestyle=":", label=f"calibrate's budget, {MAX_RATIO:g}"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
     return figure
 

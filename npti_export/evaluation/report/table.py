@@ -34,7 +34,7 @@ def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
             for rating in method.ratings:
                 if rating.criterion != "trait":
                     continue
-                fluency = method.rating(criterion="fluency")
+                fluency = method.rating(rating.judge, "fluency")
                 row = (
                     result.personality,
                     f"{method.method} ({rating.judge})" if several else method.method,
@@ -73,6 +73,12 @@ def judge_lines(evaluation: Evaluation) -> list[str]:
             f"Krippendorff's α {alpha}, Spearman {rank}."
         )
     return lines
+
+
+def certainty_lines(evaluation: Evaluation) -> list[str]:
+    """What :func:`judge_lines` says, and how many questions a difference needs."""
+    notes = (power_note(evaluation, method) for method in (PLAIN, UNSTEERED))
+    return [*judge_lines(evaluation), *(note for note in notes if note)]
 
 
 def _failures(evaluation: Evaluation, judge: JudgeSettings) -> Iterator[str | None]:
@@ -279,6 +285,4 @@ def _seed_table(evaluation: Evaluation) -> list[str]:
 
 
 def _notes(evaluation: Evaluation, versions: str) -> list[str]:
-    notes = judge_lines(evaluation)
-    notes += [note for method in (PLAIN, UNSTEERED) if (note := power_note(evaluation, method))]
-    return [*(f"- {note}" for note in notes), *([f"- Versions: {versions}."] if versions else [])]
+    return [*(f"- {line}" for line in certainty_lines(evaluation)), *([f"- Versions: {versions}."] if versions else [])]

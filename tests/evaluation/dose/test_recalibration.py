@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +20,14 @@ from transformers import LlamaForCausalLM
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.errors import NptiError
 from npti_export.evaluation.dose.calibration import DOSES, TriedWay, best_dose
+from npti_export.evaluation.dose.capability_budget import Capable
 from npti_export.evaluation.dose.overdose import SumCost, check_sums, sums_to_check
 from npti_export.evaluation.dose.recalibration import Recalibrated, own_questions, recalibrate, write_calibration
 from npti_export.evaluation.dose.sweep import Searched, best_positions
 from npti_export.evaluation.dose.trial import DoseBudget, TriedDose, with_dose
 from npti_export.evaluation.fluency import answer_nll
 from npti_export.evaluation.intervals import Estimate
-from npti_export.identification.answers import Decoding, Prompt, generate_answers
+from npti_export.identification.answers import Answer, Decoding, Prompt, generate_answers
 from npti_export.identification.elicit import Transcript
 from npti_export.steering.personality import load_personality
 from npti_export.traits import Pole
@@ -56,17 +59,26 @@ def found_by(
     budget: DoseBudget,
     positions: tuple[str, ...] = (),
     traits: tuple[str, ...] = ("openness",),
+    keep_in: Path | None = None,
 ) -> Recalibrated:
-    counted: list[int] = []
-    announced: list[int] = []
+    open_now: list[str] = []
 
-    def stage(_what: str, steps: int) -> nullcontext:
-        announced.append(steps)
-        return nullcontext(counted.append)
+    @contextmanager
+    def stage(what: str, steps: int) -> Iterator[Callable[[int], None]]:
+        counted: list[int] = []
+
+        def tell(done: int) -> None:
+            assert open_now == [what]  # what is asked is seen where it is asked
+            counted.append(done)
+
+        open_now.append(what)
+        yield tell
+        open_now.remove(what)
+        assert 0 < sum(counted) <= steps
 
     judges = {trait: [RuleJudge(trait), RuleJudge(trait, "fluency")][: 2 if budget.loss else 1] for trait in traits}
     ways = {trait: [[adapter.traits[trait]]] for trait in traits}
-    found = recalibrate(
+    return recalibrate(
         model,
         TOKENIZER,
         adapter,
@@ -77,9 +89,8 @@ def found_by(
         DECODING,
         budget,
         stage,
+        keep_in,
     )
-    assert sum(counted) <= sum(announced)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -143,20 +154,54 @@ def test_the_calibrated_adapter_is_written_with_what_was_tried(found: Recalibrat
     assert len(tried["low"]["doses"]) == len(swept.way.doses)
     sums = json.loads((tmp_path / "statistics" / "sums.json").read_bytes())
     assert [entry["personality"] for entry in sums] == [cost.personality for cost in found.sums]
+    # A dose that benchmarks brought down is said to be another than the one that was tried.
+    assert tried["low"]["capability"] is None
+    lost = Capable("openness-", 0.8, "parity acc,none", 1.5, affordable=True)
+    write_calibration(tmp_path, replace(found, capable=(lost,)))
+    tried = json.loads((tmp_path / "statistics" / "openness.calibration.json").read_bytes())
+    assert (tried["low"]["capability"]["share"], tried["high"]["capability"]) == (0.8, None)
 
 
-def test_a_smaller_budget_never_gives_a_larger_cost(
+def test_a_small_budget_is_kept_or_it_is_said_that_it_cannot_be(
     model: LlamaForCausalLM, adapter: PersonalityAdapter, found: Recalibrated
 ) -> None:
     tight = found_by(model, adapter, DoseBudget(1.05))
     for name, poles in tight.swept.items():
         for pole, swept in poles.items():
-            best, loose = swept.way.best, found.swept[name][pole].way.best
-            if best.affordable:
-                assert best.fluency.high <= 1.05
-                assert best.effect.mean <= max(loose.effect.mean, best.effect.mean)
+            best = swept.way.best
+            affordable = [dose for dose in swept.way.doses if dose.fluency.high <= 1.05]
+            said = any(f"{name}{pole.sign}: no dose keeps within the budget" in told for told in tight.warnings)
+            assert said == (not affordable)
+            if affordable:
+                assert best.effect.mean == max(dose.effect.mean for dose in affordable)
+                assert found.swept[name][pole].way.best.affordable
             else:
-                assert any(f"{name}{pole.sign}: no dose keeps within the budget" in said for said in tight.warnings)
+                assert best.fluency.high == min(dose.fluency.high for dose in swept.way.doses)
+
+
+def test_a_run_that_was_broken_off_asks_only_what_is_missing(
+    model: LlamaForCausalLM, adapter: PersonalityAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_in = tmp_path / "statistics" / "kept.jsonl"
+    first = found_by(model, adapter, DoseBudget(2.0), keep_in=keep_in)
+    lines = keep_in.read_bytes().splitlines(keepends=True)
+    keep_in.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    asked: list[int] = []
+
+    def counted(*arguments: Any) -> list[Answer]:
+        asked.append(1)
+        return generate_answers(*arguments)
+
+    for module in ("trial", "overdose"):
+        monkeypatch.setattr(f"npti_export.evaluation.dose.{module}.generate_answers", counted)
+    for missing in (len(lines) - 5, 0):
+        again = found_by(model, adapter, DoseBudget(2.0), keep_in=keep_in)
+        assert (again.swept, again.sums, again.adapter.traits) == (first.swept, first.sums, first.adapter.traits)
+        assert len(asked) == missing
+        asked.clear()
+    # Another budget is found on the same answers, but for the dose between two.
+    found_by(model, adapter, DoseBudget(1.2), keep_in=keep_in)
+    assert len(asked) < len(lines) / 2
 
 
 def test_where_a_judge_rates_fluency_its_loss_decides(model: LlamaForCausalLM, adapter: PersonalityAdapter) -> None:
@@ -208,7 +253,15 @@ def test_other_position_modes_are_tried_and_all_poles_get_the_same(
 ) -> None:
     tried = found_by(model, adapter, DoseBudget(2.0), ("generated", "last_prompt+generated"), TRAITS)
     modes = {record.positions for trait in tried.adapter.traits.values() for record in trait.poles.values()}
-    assert modes == {tried.positions}
+    assert len(modes) == 1
+
+
+def test_traits_of_different_positions_keep_their_own(model: LlamaForCausalLM, adapter: PersonalityAdapter) -> None:
+    everywhere = make_adapter(model, traits=("neuroticism",), positions="all")
+    found = found_by(model, adapter.with_trait(everywhere.traits["neuroticism"]), DoseBudget(2.0), traits=TRAITS)
+    positions = {name: {of.positions for of in trait.poles.values()} for name, trait in found.adapter.traits.items()}
+    assert positions == {"openness": {"generated"}, "neuroticism": {"all"}}
+    assert found.sums == ()  # such poles cannot be summed
 
 
 def searched(trait: str, worths: dict[str, float], adapter: PersonalityAdapter) -> Searched:

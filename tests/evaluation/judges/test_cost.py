@@ -46,7 +46,9 @@ class PerCharacter:
 
 
 def test_the_cost_ahead_takes_answers_for_their_longest() -> None:
-    assert cost_ahead([PerCharacter(), PerCharacter()], ["Q?", "R?"], 10) == Cost(40, 40 * 1600, 0, 10.0)
+    judges = [PerCharacter(), object(), PerCharacter()]  # the one between is free
+    assert cost_ahead(judges, ["Q?", "R?"], 10) == Cost(40, 40 * 1600, 0, 10.0)
+    assert cost_ahead([object()], ["Q?"], 10) == Cost()
 
 
 def test_a_budget_is_told_before_it_is_spent_and_not_overdrawn() -> None:

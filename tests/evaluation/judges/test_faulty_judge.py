@@ -50,8 +50,10 @@ def test_each_judgement_is_right_or_counted_as_failed(
         fates = Counter(asked.fate for asked in server.asked)
         assert set(fates) == {ENOUGH, *FAULTS}  # every fault was there
         check_outcomes(judgements, server)
+        # A busy machine may be too late with any reply, which is then asked for again: the last one counts.
+        last = Counter({asked.material: asked.fate for asked in server.asked}.values())
         failed = failure_counts(judgement.failure for judgement in judgements)
-        assert failed == {FAILURES[fate]: fates[fate] for fate in FINAL}
+        assert failed == {FAILURES[fate]: last[fate] for fate in FINAL if last[fate]}
         assert server.most_under_way <= CONCURRENCY + fates["slow"]  # those that were given up are still under way
 
         asked = len(server.asked)

@@ -18,6 +18,7 @@ from werkzeug import Request, Response
 
 from npti_export.errors import NptiError
 from npti_export.evaluation.judges.cost import Budget
+from npti_export.evaluation.judges.judgement import Judgement
 from npti_export.evaluation.judges.openai_judge import GIVE_UP, OpenAIJudge
 from npti_export.traits import trait_named
 
@@ -88,6 +89,20 @@ def server(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     httpserver.check_assertions()
 
 
+def judged_with_a_bad_reply(
+    server: Judging, record: Path, reply: Callable[[dict[str, Any]], Response], failure: str
+) -> tuple[OpenAIJudge, list[Judgement]]:
+    """Of three answers the second gets that reply, which is its failure and no other's; from then on all is well."""
+    server.reply = lambda body: reply(body) if number(body) == 1 else rated(2)
+    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
+    judgements = judge.judge(QUESTIONS[:3], ANSWERS[:3])
+    assert [j.score for j in judgements] == [2.0, None, 2.0]
+    assert failure in (judgements[1].failure or "")
+    server.asked.clear()
+    server.reply = lambda body: rated(5)
+    return judge, judgements
+
+
 def test_ratings_come_back_in_the_order_given(server: Judging) -> None:
     server.reply = lambda body: rated(number(body) % 5 + 1, f"Reason {number(body)}.")
     progress: list[int] = []
@@ -133,16 +148,8 @@ def test_a_reply_without_a_score_was_paid_for_and_is_not_asked_for_again(
     server: Judging, tmp_path: Path, reply: Callable[[dict[str, Any]], Response], failure: str
 ) -> None:
     record = tmp_path / "record.jsonl"
-    server.reply = lambda body: reply(body) if number(body) == 1 else rated(2)
-    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
-    judgements = judge.judge(QUESTIONS[:3], ANSWERS[:3])
-    assert [j.score for j in judgements] == [2.0, None, 2.0]
-    assert judgements[1].failure is not None
-    assert failure in judgements[1].failure
+    judge, judgements = judged_with_a_bad_reply(server, record, reply, failure)
     assert len(record.read_text().splitlines()) == 3
-
-    server.asked.clear()
-    server.reply = lambda body: rated(5)
     assert judge.judge(QUESTIONS[:3], ANSWERS[:3]) == judgements
     assert server.asked == []
 
@@ -162,16 +169,8 @@ def test_where_the_server_gave_no_reply_the_next_run_asks_again(
     server: Judging, tmp_path: Path, reply: Callable[[dict[str, Any]], Response], failure: str
 ) -> None:
     record = tmp_path / "record.jsonl"
-    server.reply = lambda body: reply(body) if number(body) == 1 else rated(2)
-    judge = OpenAIJudge(TRAIT, base_url=server.url, record=record)
-    judgements = judge.judge(QUESTIONS[:3], ANSWERS[:3])
-    assert [j.score for j in judgements] == [2.0, None, 2.0]
-    assert judgements[1].failure is not None
-    assert failure in judgements[1].failure
+    judge, _ = judged_with_a_bad_reply(server, record, reply, failure)
     assert len(record.read_text().splitlines()) == 2
-
-    server.asked.clear()
-    server.reply = lambda body: rated(5)
     assert [j.score for j in judge.judge(QUESTIONS[:3], ANSWERS[:3])] == [2.0, 5.0, 2.0]
     assert server.numbers() == [1]
 
@@ -324,13 +323,14 @@ def test_one_call_a_criterion(server: Judging, tmp_path: Path) -> None:
 
 def test_answers_are_judged_in_an_order_drawn_by_the_seed(server: Judging) -> None:
     orders = []
-    for seed, backwards in ((0, False), (0, True), (1, False)):
+    elsewhere = server.url.replace("/v1", "/other/v1")
+    for seed, backwards, url in ((0, False, server.url), (0, True, elsewhere), (1, False, server.url)):
         server.asked.clear()
         pairs = list(zip(QUESTIONS, ANSWERS, strict=True))[:: -1 if backwards else 1]
-        judge = OpenAIJudge(TRAIT, base_url=server.url, concurrency=1, seed=seed)
+        judge = OpenAIJudge(TRAIT, base_url=url, concurrency=1, seed=seed)
         judge.judge([question for question, _ in pairs], [answer for _, answer in pairs])
         orders.append([number(body) for body in server.asked])
-    assert orders[0] == orders[1]  # whatever the order in which they were given
+    assert orders[0] == orders[1]  # whatever the order in which they were given, and whoever is asked
     assert orders[0] != orders[2]
     assert orders[0] != sorted(orders[0])
 

@@ -68,7 +68,6 @@ def test_the_score_is_the_expected_rating(model: LlamaForCausalLM, criterion: st
             assert shown == pytest.approx(expected, abs=6e-4)
     assert scored
     assert sum(progress) == 3
-    assert judge.cost(QUESTIONS, ANSWERS).calls == 0
     assert (judge.name, judge.lowest, judge.highest) == ("self", 1.0, 5.0)
 
 
@@ -100,6 +99,12 @@ def test_a_model_of_known_probabilities(probabilities: dict[str, float], score: 
     else:
         assert judgement.failure is None
         assert judgement.score == pytest.approx(score)
+
+
+def test_a_model_whose_numbers_ran_over_is_an_error_and_no_long_answer() -> None:
+    judge = SelfJudge(TRAIT, saying({"3": math.inf, "x": 1.0}), TOKENIZER)
+    with pytest.raises(NptiError, match="gives nan for probabilities, so --judge self cannot read a rating"):
+        judge.judge(QUESTIONS[:1], ANSWERS[:1])
 
 
 def test_it_judges_unsteered_and_refuses_a_model_that_it_cannot_know_to_be(model: LlamaForCausalLM) -> None:

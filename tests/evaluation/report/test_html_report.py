@@ -85,7 +85,8 @@ def test_sections_that_were_not_measured_are_left_out() -> None:
     text = without_pictures(sections={}, seeds=(), agreement=())
     assert 'id="capability"' not in text
     assert 'id="inventory"' not in text
-    assert 'id="sure"' not in text
+    assert "Judge of trait: openai:judge, 1 to 5; no score: refused 32 times." in html.unescape(text)
+    assert "questions to be found with 80 % power" in html.unescape(text)
     with_other = without_pictures(sections={"speed": {"tokens": "<b>"}})
     assert "Speed" in with_other
     assert "\\u003cb\\u003e" in with_other
