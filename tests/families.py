@@ -358,9 +358,10 @@ Llama 4, to rounding under the others, where which rows stand together changes h
 """
 
 MIDDLE = """
-Vision-language models are steered in the language tower alone (tested with Llava and Qwen2-VL). A family that is not in
-the table works if its layers are built like one of these: the sites are found by their shape and proved by a forward on
-one token, and what does not behave like a feed-forward layer is refused with the name of the module.
+Vision-language models are steered in the language tower alone ([runtime.md](runtime.md) has those that were tried). A
+family that is not in the table works if its layers are built like one of these: the sites are found by their shape and
+proved by a forward on one token, and what does not behave like a feed-forward layer is refused with the name of the
+module.
 
 ## Refused
 

@@ -12,8 +12,9 @@ import tempfile
 import torch
 from adapters_for_tests import make_adapter
 from equation_4 import activations_of, steered_by_hooks
+from tiny_models import tiny_llama
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from npti_export import load_personality
 from npti_export.traits import Pole
@@ -24,20 +25,8 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
 def quantised(quantization_config: object, dtype: torch.dtype) -> nn.Module:
     """A small random Llama, saved and loaded as it is asked for; its maps are as wide as a group of 4-bit weights."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=64,
-        initializer_range=0.3,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
+        tiny_llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2).save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=quantization_config, dtype=dtype, device_map="cpu"
         ).eval()

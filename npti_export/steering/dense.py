@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npti_export.steering.compiled import Handed, handed_slots
 from npti_export.steering.output import OutputPlace
+from npti_export.steering.override import Override
 from npti_export.steering.positions import TokenSteering
 from npti_export.steering.tables import SteeringTables
 
@@ -32,7 +33,6 @@ class SteeredOutput:
         handed: Handed,
     ) -> None:
         self.place = place
-        self._own = vars(place.module).get("forward")
         self._there = True
         original = place.module.forward
 
@@ -49,16 +49,9 @@ class SteeredOutput:
             slots = steering.slots.to(output.device) if isinstance(steering.slots, Tensor) else steering.slots
             return output + tables.residual[slots].to(output)
 
-        self._forward = vars(place.module)["forward"] = forward
+        self._override = Override(place.module, "forward", forward)
 
     def remove(self) -> None:
-        """Puts back what was there: a ``forward`` of the instance's own, or that of its type.
-
-        One that somebody put over this one since (accelerate's hooks) is left there; this one then adds nothing.
-        """
+        """Puts back what was there; where somebody keeps this ``forward`` it adds nothing any more."""
         self._there = False
-        if vars(self.place.module).get("forward") is not self._forward:
-            return
-        del vars(self.place.module)["forward"]
-        if self._own is not None:
-            vars(self.place.module)["forward"] = self._own
+        self._override.remove()

@@ -31,6 +31,7 @@ class InForce:
         self._slots = slots
         self._specs = specs
         self._lock = Lock()
+        self.ended = False  # whether the block of `using` is over; its slots may hold another personality then
         self.strength: float | tuple[float, ...] = 1.0
         self.schedule: Schedule | None = None
         self.selection = slots.acquire(specs)
@@ -48,15 +49,18 @@ class InForce:
             self.selection = self._slots.acquire(specs, instead_of=self.selection)
             self.strength = tuple(strength) if isinstance(strength, Sequence) else strength
 
-    def at(self, step: int, before: Selection | None) -> Selection:
-        """The personalities at the strength that the schedule says, held for one ``generate`` call.
+    def at(self, step: int, before: Selection | None) -> Selection | None:
+        """The personalities at the strength that the schedule says, held for one ``generate`` call; None without one.
 
         Args:
             step: How many tokens the call has made.
             before: What it held in its last forward; None in the first.
         """
-        assert self.schedule is not None
-        return self._slots.acquire(scaled(self._specs, self.schedule(step)), instead_of=before)
+        with self._lock:  # another thread may set others, which ends the schedule
+            specs, schedule = self._specs, self.schedule
+        if schedule is None:
+            return None
+        return self._slots.acquire(scaled(specs, schedule(step)), instead_of=before)
 
     def let_go(self, selection: Selection) -> None:
         """Ends what :meth:`at` held."""
@@ -64,7 +68,9 @@ class InForce:
 
     def release(self) -> None:
         """Ends the personalities' hold on their slots."""
-        self.let_go(self.selection)
+        with self._lock:
+            self.ended = True
+            self.let_go(self.selection)
 
 
 def scaled(specs: tuple[PersonalitySpec, ...], strength: Strength) -> tuple[PersonalitySpec, ...]:

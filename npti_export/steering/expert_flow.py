@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from npti_export.steering.experts import Experts
 from npti_export.steering.feed_forward import activations_in
 from npti_export.steering.functional import ATTRIBUTE, ClampedActivation
+from npti_export.steering.override import Override
 
 NEAR = 0.05
 """How far a row may lie from what is expected, in parts of it: bfloat16 rounds by less than .01, and the gate of
@@ -107,7 +108,6 @@ class ExpertsFlow(AbstractContextManager["ExpertsFlow"]):
         """``_apply_gate`` recorded; its own must return what the activation as a module, times the other half, does."""
         module, name = experts.module, ClampedActivation.method
         original = getattr(module, name)
-        own = vars(module).get(name)
 
         def recorded(gate_up: Tensor) -> Tensor:
             output: Tensor = original(gate_up)
@@ -115,13 +115,7 @@ class ExpertsFlow(AbstractContextManager["ExpertsFlow"]):
                 self._say(experts, _proved_method(experts, gate_up, output))
             return output
 
-        def put_back() -> None:
-            del vars(module)[name]
-            if own is not None:
-                vars(module)[name] = own
-
-        vars(module)[name] = recorded
-        self._put_back.append(put_back)
+        self._put_back.append(Override(module, name, recorded).remove)
 
     def _say(self, experts: Experts, said: ExpertsProof | str) -> None:
         """The first call's proof, and any call's objection."""

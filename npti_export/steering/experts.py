@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from npti_export.errors import NptiError
+from npti_export.steering.override import Override
 from npti_export.steering.positions import TokenSteering
 
 BATCHED, GROUPED, EAGER, ALL = "batched_mm", "grouped_mm", "eager", "all"
@@ -135,10 +136,10 @@ class Experts:
     def __init__(self, name: str, module: nn.Module, count: int) -> None:
         self.name, self.module, self.count = name, module, count
         self._there = False
+        self._override: Override | None = None
 
     def put(self) -> None:
         """Tells of every call from now on."""
-        self._own = vars(self.module).get("forward")
         self._there = True
         original = self.module.forward
 
@@ -151,16 +152,13 @@ class Experts:
             finally:
                 _running.reset(call)
 
-        self._forward = vars(self.module)["forward"] = forward
+        self._override = Override(self.module, "forward", forward)
 
     def remove(self) -> None:
-        """Puts back what was there; a ``forward`` that somebody put over this one since stays (accelerate's hooks)."""
+        """Puts back what was there; this one tells of nothing any more where somebody keeps it."""
         self._there = False
-        if vars(self.module).get("forward") is not self._forward:
-            return
-        del vars(self.module)["forward"]
-        if self._own is not None:
-            vars(self.module)["forward"] = self._own
+        if self._override is not None:
+            self._override.remove()
 
     def call(self) -> ExpertsCall:
         """The call that this thread or task is in.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from npti_export.steering.feed_forward import Candidate, Wiring
-from npti_export.steering.functional import FUNCTIONS, FunctionalActivation
+from npti_export.steering.functional import ATTRIBUTE, FUNCTIONS, FunctionalActivation
 from npti_export.steering.shares import share_of
 
 
@@ -156,6 +156,11 @@ def _proved_function(flow: Flow, candidate: Candidate) -> Proof | str:
             f"The feed-forward block {candidate.name} ({type(candidate.module).__name__}) has no activation module and "
             f"was not called once by its own forward. It runs {_forward_of(candidate.module)}; if that is a kernel, "
             "load the model without it."
+        )
+    if hasattr(candidate.module, ATTRIBUTE):
+        return (
+            f"The feed-forward block {candidate.name} ({type(candidate.module).__name__}) has no activation module "
+            f"and holds something else as {ATTRIBUTE}, where one has to be put; make it a module, as torch.nn.SiLU()."
         )
     for gate, up in permutations(candidate.wide):
         given, factor = flow.output(candidate, gate), flow.output(candidate, up)

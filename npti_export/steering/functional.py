@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from npti_export.steering.override import Override
+
 ATTRIBUTE = "act_fn"
 """What the module is called within the block while it stands there."""
 
@@ -28,6 +30,8 @@ class FunctionalActivation(nn.Module):
 
     method = "forward"
     """What of the block is replaced, on the instance."""
+    override: Override | None = None
+    """It, while it is there."""
 
     def __init__(self, function: str, gate: str, up: str, down: str) -> None:
         super().__init__()
@@ -42,9 +46,10 @@ class FunctionalActivation(nn.Module):
     def method_of(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
         """A ``forward`` for the block, the same as its own but by way of the module that stands at ``act_fn``."""
         gate, up, down = self.names
+        function = self  # what is left should somebody keep this forward when the module is gone
 
         def forward(self: nn.Module, hidden: Tensor) -> Tensor:
-            activation = getattr(self, ATTRIBUTE)(getattr(self, gate)(hidden))
+            activation = getattr(self, ATTRIBUTE, function)(getattr(self, gate)(hidden))
             out: Tensor = getattr(self, down)(activation * getattr(self, up)(hidden))
             return out
 
@@ -61,6 +66,8 @@ class ClampedActivation(nn.Module):
 
     method = "_apply_gate"
     """What of the experts is replaced, on the instance."""
+    override: Override | None = None
+    """It, while it is there."""
 
     def __init__(self, alpha: float, limit: float) -> None:
         super().__init__()
@@ -73,11 +80,11 @@ class ClampedActivation(nn.Module):
 
     def method_of(self, experts: nn.Module) -> Callable[[Tensor], Tensor]:
         """An ``_apply_gate`` for the experts, the same as their own but by way of the module at ``act_fn``."""
-        limit = self.limit
+        limit, function = self.limit, self
 
         def apply_gate(self: nn.Module, gate_up: Tensor) -> Tensor:
             gate, up = gate_up[..., ::2], gate_up[..., 1::2]
-            activation: Tensor = getattr(self, ATTRIBUTE)(gate)
+            activation: Tensor = getattr(self, ATTRIBUTE, function)(gate)
             return (up.clamp(min=-limit, max=limit) + 1) * activation
 
         return MethodType(apply_gate, experts)

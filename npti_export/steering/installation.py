@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial, wraps
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any, NoReturn
 
 import torch
@@ -21,11 +20,13 @@ from npti_export.steering.compiled import Handed
 from npti_export.steering.dense import SteeredOutput
 from npti_export.steering.dial import InForce
 from npti_export.steering.experts import expert_steering
-from npti_export.steering.module import SteeredActivation
+from npti_export.steering.module import SteeredActivation, check_unsteered
+from npti_export.steering.override import Override
 from npti_export.steering.positions import (
-    GenerateCall,
+    Positions,
     TokenSteering,
     answer_slots,
+    check_place,
     check_rows,
     first_steered,
     forward_span,
@@ -33,47 +34,12 @@ from npti_export.steering.positions import (
     scored_slots,
     token_slots,
 )
+from npti_export.steering.running import RunningForward, RunningGenerate
 from npti_export.steering.sites import Site, decoder_of, one_token_forward
-from npti_export.steering.slots import Selection
 from npti_export.steering.tables import SteeringTables
 
-
-@dataclass
-class _RunningForward:
-    """A forward of the decoder that this thread or task is in.
-
-    Args:
-        outer: The one that it runs within, if any.
-        steering: Which slot each token has; None where nothing is steered.
-        flattened: The same for activations that run on flattened rows and tokens, once one has asked.
-        shape: Number of rows and of tokens.
-        slots: The slot of every token as data for compiled code, int64 [rows, tokens].
-        activations: An entry for each activation that has asked.
-        outputs: The same of places of dense parts.
-    """
-
-    outer: _RunningForward | None
-    steering: TokenSteering | None = None
-    flattened: TokenSteering | None = None
-    shape: tuple[int, int] = (0, 0)
-    slots: Tensor | None = None
-    activations: list[None] = field(default_factory=list)
-    outputs: list[None] = field(default_factory=list)
-
-
-@dataclass
-class _RunningGenerate:
-    """A call of ``generate`` that this thread or task is in.
-
-    Args:
-        call: What its arguments say; None where they are not understood.
-        ids: The ids that it has in hand for its next forward, those given and those generated, int64 [rows, tokens].
-        faded: What a schedule of strengths has put in force for this call; held until it ends.
-    """
-
-    call: GenerateCall | None
-    ids: Tensor | None = None
-    faded: Selection | None = None
+_PUTTING_IN = Lock()
+"""Held by the thread that puts tables into a model: two may be loading the same one."""
 
 
 class Installation:
@@ -98,18 +64,20 @@ class Installation:
         self._signature = inspect.signature(decoder.forward)
         self._model = model
         self._in_force = in_force
-        self._device = sites[0].device
-        self._forward: ContextVar[_RunningForward | None] = ContextVar("npti_forward", default=None)
-        self._generate: ContextVar[_RunningGenerate | None] = ContextVar("npti_generate", default=None)
+        self._tables = tables
+        self._forward: ContextVar[RunningForward | None] = ContextVar("npti_forward", default=None)
+        self._generate: ContextVar[RunningGenerate | None] = ContextVar("npti_generate", default=None)
         self._scored: ContextVar[tuple[int, ...] | None] = ContextVar("npti_scored", default=None)
         self._handed = Handed()
         self._warned = False
         self._originals: list[tuple[Site, nn.Module]] = []
         self._outputs: list[SteeredOutput] = []
         self._hooks: list[RemovableHandle] = []
-        self._recorded: list[tuple[nn.Module, str, Any]] = []
+        self._overrides: list[Override] = []
         try:
-            self._put_in(decoder, sites, tables)
+            with _PUTTING_IN:
+                check_unsteered(model)
+                self._put_in(decoder, sites, tables)
         except BaseException:
             self.remove()
             raise
@@ -121,22 +89,25 @@ class Installation:
                 steered = SteeredActivation(original, own, self.steering_for, self._handed)
             else:  # compiled or not, what the experts were called with has to be asked for
                 steered = SteeredActivation(original, own, partial(expert_steering, site.experts, self.steering_for))
+            self._originals.append((site, original))  # first, so that whatever interrupts this, it is put back
             site.put(steered)
-            self._originals.append((site, original))
         for own in tables:
             if own.output is not None:
                 self._outputs.append(SteeredOutput(own.output, own, self._steering_for_output, self._handed))
         self._hooks.append(decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(self._after_forward, always_call=True))
         # A wrapper hands `generate` on to the module within: each records, and the innermost has the last word.
-        for module in [module for module in self._model.modules() if hasattr(module, "generate")]:
-            self._record(module, "generate", self._recording)
+        for module in self._model.modules():
+            if not hasattr(module, "generate"):
+                continue
+            self._override(module, "generate", self._recording)
             if hasattr(module, "prepare_inputs_for_generation"):
-                self._record(module, "prepare_inputs_for_generation", self._recording_ids)
+                self._override(module, "prepare_inputs_for_generation", self._recording_ids)
+            if hasattr(module, "init_continuous_batching"):
+                self._override(module, "init_continuous_batching", _refusing)
 
-    def _record(self, module: nn.Module, name: str, recording: Callable[..., Any]) -> None:
-        self._recorded.append((module, name, vars(module).get(name)))
-        vars(module)[name] = recording(getattr(module, name))
+    def _override(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        self._overrides.append(Override(module, name, around(getattr(module, name))))
 
     def remove(self) -> None:
         """Puts the very objects back that were there."""
@@ -146,10 +117,8 @@ class Installation:
             site.put_back(original)
         for hook in self._hooks:
             hook.remove()
-        for module, name, own in self._recorded:
-            vars(module).pop(name, None)
-            if own is not None:
-                vars(module)[name] = own
+        for override in reversed(self._overrides):
+            override.remove()
 
     def prove(self) -> None:
         """One token through the installed modules; each must be called, or steering would silently do nothing."""
@@ -214,14 +183,16 @@ class Installation:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_forward(self, _decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        forward = _RunningForward(self._forward.get())
+        forward, running = RunningForward(self._forward.get()), self._generate.get()
         self._forward.set(forward)
         in_force = self._in_force()
-        given = self._signature.bind_partial(*arguments, **keywords).arguments
+        given = self._signature.bind_partial(*arguments).arguments | keywords  # some decoders take keywords unnamed
         if any(in_force.selection.slots) or in_force.schedule:
             rows, first, length = forward_span(given)
             forward.shape = rows, length
-            forward.steering = self._decide(rows, first, length, self._generate.get())
+            forward.steering = self._decide(rows, first, length, running)
+        if running:
+            running.begun = True
         forward.slots = self._as_data(forward.steering, given)
         self._hand(forward)
 
@@ -263,7 +234,7 @@ class Installation:
             return slots.expand(tokens.shape[:2]).contiguous()
         return torch.full(tokens.shape[:2], slots, device=self._device)
 
-    def _hand(self, forward: _RunningForward | None) -> None:
+    def _hand(self, forward: RunningForward | None) -> None:
         """Hands what runs now to compiled code."""
         self._handed.slots = forward.slots if forward else None
         self._handed.activations = forward.activations if forward else []
@@ -274,12 +245,13 @@ class Installation:
         config: Any = self._model.config
         return int(config.get_text_config().num_hidden_layers)
 
-    def _decide(self, rows: int, first: int, length: int, running: _RunningGenerate | None) -> TokenSteering | None:
+    def _decide(self, rows: int, first: int, length: int, running: RunningGenerate | None) -> TokenSteering | None:
         in_force = self._in_force()
         current, call = in_force.selection, running.call if running else None
-        if in_force.schedule and running and call:
-            step = max(0, first + length - call.prompt_length)
-            current = running.faded = in_force.at(step, running.faded)
+        if running and call:
+            faded = in_force.at(max(0, first + length - call.prompt_length), running.faded)
+            if faded is not None:
+                current, running.faded, running.dial = faded, faded, in_force
         if not any(current.slots):
             return None
         check_rows(len(current.slots), rows, call)
@@ -287,6 +259,10 @@ class Installation:
         if scored is not None and running is None:
             of_scored = scored_slots(list(current.slots), scored, current.positions, rows, first, length, self._device)
             return TokenSteering(of_scored, current.dropout)
+        # Where generate does not show its ids (PEFT may go round it), its first forward must end within the prompt.
+        shown = running is not None and (running.ids is not None or not running.begun)
+        if running and call and shown and current.positions is not Positions.ALL:
+            check_place(running.ids, call, first, length)
         start = first_steered(current.positions, call)
         if start is None and not self._warned:
             self._warned = True
@@ -306,7 +282,7 @@ class Installation:
 
         @wraps(generate)
         def recorded(*arguments: Any, **keywords: Any) -> Any:
-            running = _RunningGenerate(generate_call_of(arguments, keywords))
+            running = RunningGenerate(generate_call_of(arguments, keywords))
             generating = self._generate.set(running)
             forward = self._forward.set(None)
             try:
@@ -316,8 +292,8 @@ class Installation:
                 self._forward.reset(forward)
                 self._hand(self._forward.get())
                 self._generate.reset(generating)
-                if running.faded:
-                    self._in_force().let_go(running.faded)
+                if running.faded and running.dial:
+                    running.dial.let_go(running.faded)
 
         return recorded
 
@@ -332,6 +308,25 @@ class Installation:
 
         return recorded
 
+    @property
+    def _device(self) -> torch.device:
+        """Where the first layer's tables are; they move with the model."""
+        return self._tables[0].cap.device
+
     def __reduce__(self) -> NoReturn:
         # A copy's `generate` would be that of the model it was copied from.
         raise NptiError("A model that carries a personality cannot be copied or pickled; .unload() it first.")
+
+
+def _refusing(_original: Callable[..., Any]) -> Callable[..., NoReturn]:
+    """In the place of continuous batching: that runs the model in a thread of its own, on all prompts as one row, and
+    replays CUDA graphs, so nothing of what is asked for would reach it.
+    """
+
+    def refuse(*_arguments: Any, **_keywords: Any) -> NoReturn:
+        raise NptiError(
+            "Continuous batching (generate_batch) is not steered in this release; call generate, serve the model with "
+            "`npti-export serve`, or .unload() the personality first."
+        )
+
+    return refuse

@@ -6,6 +6,7 @@ Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ class Lens:
         Returns:
             float32 [n, vocabulary] on the CPU.
         """
-        weight = next(self.norm.parameters(), None)
-        directions = directions if weight is None else directions.to(weight)
+        weight = next(chain(self.norm.parameters(), self.head.parameters()))  # a norm may have none (OLMo)
+        directions = directions.to(weight)
         with torch.inference_mode():
             moved, still = (self.head(self.norm(at)) for at in (directions, torch.zeros_like(directions[:1])))
             logits: Tensor = moved - still

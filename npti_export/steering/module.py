@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from npti_export.errors import NptiError
 from npti_export.steering.compiled import Handed, handed_slots
 from npti_export.steering.experts import PairSteering
 from npti_export.steering.positions import TokenSteering
@@ -63,6 +64,8 @@ class SteeredActivation(nn.Module):
         # The tables have the activation's dtype already, except under autocast, which must not be widened here.
         cap = self.tables.cap[slots].to(activation.dtype)
         shift = self.tables.shift[slots].to(activation.dtype)
+        if activation.requires_grad:  # the backward pass needs it as it is, whatever is written there till then
+            cap = cap.clone()
         if steering.dropout:
             kept = torch.rand(activation.shape, device=activation.device) >= steering.dropout
             shift = torch.where(kept, shift, shift.new_full((), NEUTRAL_SHIFT))
@@ -79,3 +82,13 @@ class SteeredActivation(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.tables.apply(fn)
         return self
+
+
+def check_unsteered(model: nn.Module) -> None:
+    """Refuses a model that carries a personality already.
+
+    Raises:
+        NptiError: If it does.
+    """
+    if any(isinstance(module, SteeredActivation) for module in model.modules()):
+        raise NptiError("The model carries a personality already; switch it with .set(…), or .unload() it first.")

@@ -19,7 +19,7 @@ from npti_export.adapter.find import find_adapter
 from npti_export.errors import NptiError
 from npti_export.steering.dial import InForce, Schedule, Strength
 from npti_export.steering.installation import Installation
-from npti_export.steering.module import SteeredActivation
+from npti_export.steering.module import check_unsteered
 from npti_export.steering.output import find_outputs
 from npti_export.steering.sites import base_model_id, describe_base_model, find_sites
 from npti_export.steering.slots import Slots
@@ -75,8 +75,7 @@ def load_personality(
     ...     print(personality.spec)
     extraversion-0.5
     """
-    if any(isinstance(module, SteeredActivation) for module in model.modules()):
-        raise NptiError("The model carries a personality already; switch it with .set(…), or .unload() it first.")
+    check_unsteered(model)
     if not isinstance(adapter, PersonalityAdapter):
         folder = find_adapter(base_model_id(model)) if adapter is None else adapter
         adapter = PersonalityAdapter.from_pretrained(folder, revision=revision, token=token)
@@ -120,7 +119,7 @@ class Personality:
     @property
     def spec(self) -> str:
         """The personality in force in this thread or task; of several rows, separated by ``;``."""
-        return "; ".join(map(str, self._in_force().selection.specs))
+        return "; ".join(map(str, self._asked_for().selection.specs))
 
     @property
     def strength(self) -> float | tuple[float, ...]:
@@ -132,7 +131,7 @@ class Personality:
         Raises:
             NptiError: When set, if it is no number of 0 or more, or a list that has not one a row; nothing is changed.
         """
-        return self._in_force().strength
+        return self._asked_for().strength
 
     @strength.setter
     def strength(self, strength: Strength) -> None:
@@ -148,7 +147,7 @@ class Personality:
 
             personality.schedule = lambda step: max(0.0, 1.0 - step / 100)
         """
-        return self._in_force().schedule
+        return self._asked_for().schedule
 
     @schedule.setter
     def schedule(self, schedule: Schedule | None) -> None:
@@ -181,8 +180,14 @@ class Personality:
         try:
             yield self
         finally:
-            self._override.reset(token)
             block.release()
+            try:
+                self._override.reset(token)
+            except ValueError as error:  # a generator that a server runs step by step is such a case
+                raise NptiError(
+                    "A block of using(…) was entered in one thread or task and left in another, where it did not hold; "
+                    "open it anew around each call of the model."
+                ) from error
 
     def disable(self) -> AbstractContextManager[Personality]:
         """No personality within the block, for this thread or task only (a context manager)."""
@@ -246,7 +251,7 @@ class Personality:
         """What is steered where, in a few lines."""
         if not self.loaded:
             return f"{self!r}: the model is as it was"
-        current = self._in_force().selection
+        current = self._asked_for().selection
         lines = [f"{self.spec} on {self.adapter.base_model.id}, positions {current.positions}"]
         for term in dict.fromkeys(term for spec in current.specs for term in spec.terms):
             record = self.adapter.traits[term.trait].poles[term.pole]
@@ -261,8 +266,19 @@ class Personality:
         lines.append(f"  tables: {len(of_layers[0].cap)} slots, {self.memory()} bytes, at {', '.join(places)}")
         return "\n".join(lines)
 
-    def _in_force(self) -> InForce:
+    def _asked_for(self) -> InForce:
+        """What `using` in this thread or task asked for, or else `set`."""
         return self._override.get() or self._set
+
+    def _in_force(self) -> InForce:
+        """The same, to steer by; a block that is over has no slots any more."""
+        asked_for = self._asked_for()
+        if asked_for.ended and any(asked_for.selection.slots):
+            raise NptiError(
+                f"The block of using({self.spec!r}) that a task or thread took its context from has ended, so its "
+                "personality is not in force any more; end the block after what runs in it."
+            )
+        return asked_for
 
     def _check_loaded(self) -> None:
         if not self.loaded:

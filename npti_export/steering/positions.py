@@ -60,7 +60,8 @@ def generate_call_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Ge
     >>> generate_call_of((torch.zeros(2, 5),), {})
     GenerateCall(rows=2, prompt_length=5, unseen=0)
     """
-    ids = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
+    given_as = (*arguments[:1], keywords.get("inputs"), keywords.get("input_ids"))
+    ids = next((ids for ids in given_as if ids is not None), None)
     given = keywords.get("inputs_embeds")
     embedded = given is not None
     if not embedded:
@@ -100,6 +101,32 @@ def check_rows(personalities: int, rows: int, call: GenerateCall | None) -> None
     if personalities not in (1, batch) or rows % batch:
         raise NptiError(
             f"The batch has {batch} rows but {personalities} personalities were set; give one, or one a row."
+        )
+
+
+def check_place(ids: Tensor | None, call: GenerateCall, first: int, length: int) -> None:
+    """Refuses a forward within ``generate`` whose tokens are not those that ``generate`` has in hand.
+
+    A prompt may be read in pieces; behind it the forward must end where the sequence does. It does not where something
+    runs the model on a sequence of its own (guidance with a negative prompt) or puts tokens before it (prompt tuning).
+
+    Args:
+        ids: The ids that it has in hand, int64 [rows, tokens]: those given and those generated; None in its first
+            forward where it does not show them, which reads the prompt.
+        call: The running ``generate``.
+        first: Index in the sequence of the forward's first token.
+        length: Its number of tokens.
+
+    Raises:
+        NptiError: If the tokens are others, so that it cannot be told which of them were generated.
+    """
+    in_hand = call.prompt_length if ids is None else int(ids.shape[1]) + call.unseen
+    ends = first + length
+    if ends != in_hand and max(ends, in_hand) > call.prompt_length:
+        raise NptiError(
+            f"A forward within generate ends at token {ends} of its sequence and generate is at token {in_hand}, so it "
+            "cannot be told which tokens were generated (is it guidance_scale, prompt tuning or a processor that runs "
+            "the model?); load with positions='all', or disable() the personality there."
         )
 
 

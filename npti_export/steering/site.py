@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from npti_export.steering.experts import Experts
 from npti_export.steering.functional import ClampedActivation, FunctionalActivation
+from npti_export.steering.override import Override
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,21 @@ class Site:
         """Lets the owner apply this module from now on, in the place of its own or of the function that it calls."""
         setattr(self.owner, self.attribute, activation)
         if self.functional is not None:
-            vars(self.owner)[self.functional.method] = self.functional.method_of(self.owner)
+            of_owner = self.functional.method_of(self.owner)
+            self.functional.override = Override(self.owner, self.functional.method, of_owner)
         if self.experts is not None:
             self.experts.put()
 
     def put_back(self, original: nn.Module) -> None:
-        """Takes out what was put: the original stands there again, or the owner calls its function again."""
+        """Takes out what was put, if it was: the original stands there again, or the owner calls its function again."""
         if self.experts is not None:
             self.experts.remove()
         if self.functional is None:
             setattr(self.owner, self.attribute, original)
-        else:
-            delattr(self.owner, self.attribute)
-            del vars(self.owner)[self.functional.method]
+            return
+        if self.functional.override is not None:
+            self.functional.override.remove()
+        self.owner._modules.pop(self.attribute, None)
 
     def watch(self, hook: Callable[[nn.Module, Any, Tensor], None]) -> Watch:
         """Tells a forward hook of every call of the activation from now on.

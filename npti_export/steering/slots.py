@@ -13,7 +13,7 @@ from npti_export.errors import NptiError
 from npti_export.steering.output import OutputPlace
 from npti_export.steering.positions import Positions
 from npti_export.steering.sites import Site
-from npti_export.steering.tables import SteeringTables, steering_rows
+from npti_export.steering.tables import RoundedRow, SteeringTables, steering_rows
 from npti_export.steering.thinking import Thinking
 from npti_export.traits import PersonalitySpec
 
@@ -100,18 +100,22 @@ class Slots:
             uses.subtract(instead_of.personalities if instead_of else ())
             missing = [spec for spec in wanted if spec not in self._slot_of]
             idle = [slot for spec, slot in self._slot_of.items() if not uses[spec] and spec not in wanted]
+            # Those given up come last: another thread may be within a forward that reads them.
+            idle.sort(key=lambda slot: instead_of is not None and slot in instead_of.slots)
             free = [*self._empty, *idle]
             if len(missing) > len(free):
                 raise NptiError(
                     f"{len(missing)} more personalities were asked for and {len(free)} slots are free; load with "
                     f"slots={self._count + len(missing) - len(free)} or more."
                 )
-            for slot, spec in zip(free, missing, strict=False):
-                self._fill(slot, spec)
+            # All are made before one is written: a refusal must not have spoilt a slot that stays in force.
+            made = [self._made(spec) for spec in missing]
+            for slot, spec, rows in zip(free, missing, made, strict=False):
+                self._write(slot, spec, rows)
             for spec in wanted:
                 self._slot_of[spec] = self._slot_of.pop(spec)
             uses.update(wanted)
-            self._uses = uses
+            self._uses = +uses  # without those that nobody uses: a dial leaves one behind at every turn
             slots = tuple(0 if spec.is_neutral else self._slot_of[spec] for spec in specs)
         return Selection(specs, slots, positions, dropout, self._thinking if positions is Positions.ANSWER else None)
 
@@ -119,16 +123,21 @@ class Slots:
         """Lets the slots of a selection be taken again once nobody else uses them."""
         with self._lock:
             self._uses.subtract(selection.personalities)
+            self._uses = +self._uses
 
-    def _fill(self, slot: int, spec: PersonalitySpec) -> None:
+    def _made(self, spec: PersonalitySpec) -> list[RoundedRow]:
+        """A personality's row at every site."""
         rows = steering_rows(self._adapter, spec, self._widths)
         if not any(row.moves for row in rows):
             raise NptiError(f"The personality {str(spec)!r} would do nothing: the adapter moves no neurons for it.")
+        return [tables.rounded(rows[tables.site.layer]) for tables in self.tables]
+
+    def _write(self, slot: int, spec: PersonalitySpec, rows: list[RoundedRow]) -> None:
         self._slot_of = {held: at for held, at in self._slot_of.items() if at != slot}
         if slot not in self._empty:
-            self._empty.append(slot)
-        for tables in self.tables:
-            tables.fill(slot, rows[tables.site.layer])
+            self._empty.append(slot)  # and it stays so, should what follows be interrupted
+        for tables, row in zip(self.tables, rows, strict=True):
+            tables.write(slot, row)
         self._empty.remove(slot)
         self._slot_of[spec] = slot
 

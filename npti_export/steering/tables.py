@@ -100,6 +100,21 @@ def _by_layer(
     return [(layer, number[there], values[there]) for layer, there in pieces]
 
 
+@dataclass(frozen=True)
+class RoundedRow:
+    """One personality at one site, as its tables hold it.
+
+    Args:
+        cap: Of every neuron of the site, in its dtype [neurons].
+        shift: Likewise.
+        residual: What is added to the residual stream [hidden]; None where the layer has no dense part.
+    """
+
+    cap: Tensor
+    shift: Tensor
+    residual: Tensor | None
+
+
 class SteeringTables:
     """Cap and shift of every slot at one site in the activation's dtype; slot 0 is neutral.
 
@@ -128,20 +143,34 @@ class SteeringTables:
         """Memory that all slots take together."""
         return self.cap.nbytes + self.shift.nbytes + (0 if self.residual is None else self.residual.nbytes)
 
-    def fill(self, slot: int, row: SteeringRow) -> None:
-        """Writes a personality into a slot, rounded once from float64 to the tables' dtype, in place.
+    def rounded(self, row: SteeringRow) -> RoundedRow:
+        """The part of a personality that is the site's, rounded once from float64 to the tables' dtypes.
 
         Args:
-            slot: Which one.
-            row: The personality at the site's layer; the part of it that is the site's is taken.
+            row: The personality at the site's layer.
+
+        Raises:
+            NptiError: If the tables' dtype cannot hold what is added.
         """
-        own = slice(self.site.first, self.site.first + self.cap[slot].numel())
-        self.cap[slot].view(-1).copy_(_rounded(row.cap[own], self.cap.dtype))
-        _write(self.shift[slot].view(-1), row.shift[own], "shifts")
+        own = slice(self.site.first, self.site.first + self.cap[0].numel())
+        residual: Tensor | None = None
         if self.residual is not None and self.output is not None:
             neutral = np.full(self.output.hidden, NEUTRAL_SHIFT)
             added = neutral if row.residual is None else row.residual / self.output.scale
-            _write(self.residual[slot], added, "residual vectors")
+            residual = _fitting(added, self.residual.dtype, "residual vectors")
+        cap = _rounded(row.cap[own], self.cap.dtype)
+        return RoundedRow(cap, _fitting(row.shift[own], self.shift.dtype, "shifts"), residual)
+
+    def write(self, slot: int, row: RoundedRow) -> None:
+        """Writes a personality into a slot, in place."""
+        self.cap[slot].view(-1).copy_(row.cap)
+        self.shift[slot].view(-1).copy_(row.shift)
+        if self.residual is not None and row.residual is not None:
+            self.residual[slot].copy_(row.residual)
+
+    def fill(self, slot: int, row: SteeringRow) -> None:
+        """Writes a personality into a slot, or raises what :meth:`rounded` does and changes nothing."""
+        self.write(slot, self.rounded(row))
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Moves the tables to another device or dtype, as ``nn.Module._apply`` does with parameters."""
@@ -149,13 +178,13 @@ class SteeringTables:
         self.residual = None if self.residual is None else fn(self.residual)
 
 
-def _write(row: Tensor, values: NDArray[np.float64], what: str) -> None:
-    """Writes what is added to a model's numbers; refuses what their dtype cannot hold."""
-    written = _rounded(values, row.dtype)
-    row.copy_(written)
-    limit = torch.finfo(row.dtype).max
-    if not bool((written.abs() <= limit).all()):
-        raise NptiError(f"The personality's {what} do not fit {row.dtype} (at most {limit:g}); lower the strength.")
+def _fitting(values: NDArray[np.float64], dtype: torch.dtype, what: str) -> Tensor:
+    """What is added to a model's numbers, rounded; refused where the dtype cannot hold it."""
+    rounded = _rounded(values, dtype)
+    limit = torch.finfo(dtype).max
+    if not bool((rounded.abs() <= limit).all()):
+        raise NptiError(f"The personality's {what} do not fit {dtype} (at most {limit:g}); lower the strength.")
+    return rounded
 
 
 def _rounded(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:

@@ -192,6 +192,23 @@ def test_schedule_that_fails_ends_the_call_and_leaves_no_slot_taken(tiny_llama, 
             generate(tiny_llama)
 
 
+def test_schedule_that_another_thread_ends_between_two_looks_at_it(tiny_llama, adapter) -> None:
+    class Ended:
+        """As if another thread set the same personality anew, which ends the schedule, once it was seen to be there."""
+
+        def __bool__(self) -> bool:
+            personality.set("openness+")
+            return True
+
+        def __call__(self, _step: int) -> float:
+            return 1.0
+
+    with load_personality(tiny_llama, "openness+", adapter) as personality:
+        expected = generate(tiny_llama)
+        personality.schedule = Ended()
+        assert torch.equal(generate(tiny_llama), expected)
+
+
 def test_dial_of_a_block_is_the_blocks(tiny_llama, adapter) -> None:
     with load_personality(tiny_llama, "openness+", adapter) as personality:
         with personality.using("neuroticism+"):

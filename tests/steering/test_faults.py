@@ -27,12 +27,15 @@ import torch
 from chat_models import tiny_chat_model, tiny_tokenizer
 from equation_4 import activations_of, edit_of, steered_by_hooks
 from safetensors.torch import load_file
+from tiny_models import tiny
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, TextIteratorStreamer, pipeline
 
 from npti_export import PersonalityAdapter, load_personality
 from npti_export.errors import NptiError
 from npti_export.steering import installation
+from npti_export.steering import personality as loading
+from npti_export.steering.site import Site
 from npti_export.traits import Pole
 
 SPEC = "openness+"
@@ -167,6 +170,32 @@ def test_load_that_breaks_off_half_way(tiny_llama, adapter, monkeypatch, error, 
     load_personality(tiny_llama, SPEC, adapter).unload()
 
 
+FUNCTIONAL = {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]}
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "head_dim": 8}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("family", "sizes"), [("Llama", {}), ("Lfm2", FUNCTIONAL), ("GptOss", EXPERTS)])
+def test_interrupt_beside_putting_in(tiny_adapter, monkeypatch, family: str, sizes: dict, after: bool) -> None:
+    model = tiny(family, **sizes)
+    adapter, before, plain = tiny_adapter(model), everything(model), logits(model)
+    put = Site.put
+
+    def interrupted(site: Site, activation: nn.Module) -> None:
+        if site.layer == 0 or after:
+            put(site, activation)
+        if site.layer == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Site, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_personality(model, SPEC, adapter)
+    monkeypatch.setattr(Site, "put", put)
+    assert everything(model) == before
+    assert torch.equal(logits(model), plain)
+    load_personality(model, SPEC, adapter).unload()
+
+
 def test_interrupt_while_loading_is_proved(tiny_llama, adapter) -> None:
     before = everything(tiny_llama)
     hook = interrupting(tiny_llama.model.layers[1], forward=2)  # the first finds the sites, the second proves them
@@ -273,6 +302,45 @@ def test_weights_trained_while_steered_are_the_models_own(tiny_llama, adapter) -
     assert torch.equal(by_hooks(tiny_llama, adapter), steered)
 
 
+def test_switching_between_forward_and_backward(tiny_llama, adapter) -> None:
+    """Gradients are of the personality that the forward had, though another stands in its slot by then."""
+
+    def loss() -> Tensor:
+        tiny_llama.zero_grad()
+        return tiny_llama(input_ids=IDS, labels=IDS).loss
+
+    def gradients() -> list[Tensor]:
+        return [parameter.grad.clone() for parameter in tiny_llama.parameters()]
+
+    with load_personality(tiny_llama, SPEC, adapter, positions="all", slots=2) as personality:
+        loss().backward()
+        expected, forward = gradients(), loss()
+        personality.set("neuroticism-")
+        forward.backward()
+        assert all(map(torch.equal, gradients(), expected))
+        loss().backward()
+        assert not all(map(torch.equal, gradients(), expected))
+
+
+def test_two_threads_that_load_at_once(tiny_llama, adapter, monkeypatch) -> None:
+    """The one that is overtaken is refused, and the other's personality is the only one."""
+    before, expected = everything(tiny_llama), by_hooks(tiny_llama, adapter)
+    find, quicker = loading.find_sites, []
+
+    def overtaken(model: nn.Module) -> object:
+        sites = find(model)
+        monkeypatch.setattr(loading, "find_sites", find)
+        quicker.append(load_personality(model, SPEC, adapter, positions="all"))
+        return sites
+
+    monkeypatch.setattr(loading, "find_sites", overtaken)
+    with pytest.raises(NptiError, match="carries a personality already"):
+        load_personality(tiny_llama, "neuroticism-", adapter)
+    assert torch.equal(logits(tiny_llama), expected)
+    quicker[0].unload()
+    assert everything(tiny_llama) == before
+
+
 def test_loading_while_another_thread_generates(tiny_llama, adapter) -> None:
     plain = tiny_llama.generate(IDS, **GREEDY)
     running = Running(tiny_llama, lambda: tiny_llama.generate(IDS, **GREEDY), forwards_before=2)
@@ -374,6 +442,31 @@ def test_kernel_of_the_activation_alone_is_steered(tiny_llama, adapter) -> None:
         assert torch.equal(logits(tiny_llama), expected)
     assert everything(tiny_llama) == before
     assert torch.equal(logits(tiny_llama), plain)
+
+
+@pytest.mark.parametrize("change", ["put over it", "taken away"])
+def test_forward_of_a_functional_block_that_somebody_changes(tiny_adapter, change: str) -> None:
+    """LFM2 gets a forward of its own; what others do to it while loaded stays, and unloading does not stumble on it."""
+    model = tiny("Lfm2", **FUNCTIONAL, initializer_range=0.3)
+    block, plain = model.model.layers[0].feed_forward, logits(model)
+    personality = load_personality(model, SPEC, tiny_adapter(model), positions="all")
+    steered, ours = logits(model), block.forward
+
+    def theirs(hidden: Tensor) -> Tensor:
+        return ours(hidden)
+
+    if change == "put over it":
+        block.forward = theirs
+        assert torch.equal(logits(model), steered)
+    else:
+        del block.forward
+        with pytest.raises(NptiError, match=r"1 of 2 activations"):
+            logits(model)
+    personality.unload()
+    assert vars(block).get("forward") is (theirs if change == "put over it" else None)
+    assert not any(hasattr(layer.feed_forward, "act_fn") for layer in model.model.layers)
+    assert torch.equal(logits(model), plain)
+    assert not torch.equal(steered, plain)
 
 
 def test_hooks_of_others_stay(tiny_llama, adapter) -> None:

@@ -123,6 +123,16 @@ def test_generate_that_goes_round_the_record_is_warned_of(tiny_llama, adapter) -
         assert torch.equal(LlamaForCausalLM.generate(tiny_llama, IDS, **GREEDY), plain)
 
 
+def test_continuous_batching_is_refused(tiny_llama, adapter) -> None:
+    """It runs in a thread of its own, where neither `using` nor the record of what was generated reaches it."""
+    with (
+        load_personality(tiny_llama, SPEC, adapter),
+        pytest.raises(NptiError, match=r"generate_batch.* not steered"),
+    ):
+        tiny_llama.generate_batch([[5, 9, 33]], max_new_tokens=2)
+    assert "init_continuous_batching" not in vars(tiny_llama)
+
+
 def test_arguments_by_place(tiny_llama, adapter) -> None:
     mask = torch.ones_like(IDS)
     with load_personality(tiny_llama, SPEC, adapter, positions="all"), torch.no_grad():
@@ -208,6 +218,7 @@ def test_training_flag_of_the_activation_is_kept(tiny_llama, adapter) -> None:
         assert not any(module.training for module in tiny_llama.modules())
 
 
+@pytest.mark.slow
 def test_compiled_model_follows_every_switch(tiny_llama, adapter) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(tiny_llama, backend="eager")
@@ -221,6 +232,7 @@ def test_compiled_model_follows_every_switch(tiny_llama, adapter) -> None:
         assert torch.equal(compiled(IDS).logits, plain)
 
 
+@pytest.mark.slow
 def test_generate_that_compiles_its_forward_follows_every_switch(tiny_llama, adapter) -> None:
     torch._dynamo.reset()
     # What generate does by itself on a GPU with a static cache.

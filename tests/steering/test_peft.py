@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from npti_export import PersonalityAdapter, load_personality
+from npti_export.errors import NptiError
 from npti_export.steering.thinking import Thinking
 from npti_export.traits import Pole
 
@@ -121,6 +122,16 @@ def test_lora_trained_on_a_steered_model(tiny_llama, adapter) -> None:
     for name, gradient in steered.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
     assert any(not torch.allclose(gradient, plain[name]) for name, gradient in steered.items())
+
+
+def test_prompt_tuning_is_refused_where_only_generated_tokens_are_steered(tiny_llama, adapter) -> None:
+    """It puts tokens before the prompt, so that the last ones of the prompt would be taken for generated."""
+    tuned = peft.get_peft_model(tiny_llama, peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    refused = pytest.raises(NptiError, match="cannot be told which tokens were generated")
+    with load_personality(tiny_llama, SPEC, adapter):
+        with refused:
+            tuned.generate(input_ids=IDS, **GREEDY)
+        assert tiny_llama.generate(IDS, **GREEDY).shape == (2, 12)
 
 
 def test_thinking_of_a_model_with_lora(tiny_llama, adapter) -> None:

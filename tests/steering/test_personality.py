@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
+from time import perf_counter
 
 import pytest
 import torch
@@ -362,6 +364,35 @@ def test_tasks_of_one_thread_do_not_disturb_each_other(tiny_llama, adapter) -> N
             assert torch.equal(logits(tiny_llama), steered)
 
 
+def test_context_that_outlives_its_block_is_refused(tiny_llama, adapter) -> None:
+    """As a task that a block starts and does not wait for: another personality may stand in its slot by then."""
+    with load_personality(tiny_llama, None, adapter, slots=2, positions="all") as personality:
+        with personality.using("openness+"):
+            task = contextvars.copy_context()
+            assert torch.equal(task.run(logits, tiny_llama), logits(tiny_llama))
+        with personality.disable():
+            neutral = contextvars.copy_context()
+        with personality.using("neuroticism+"):
+            steered = logits(tiny_llama)
+            with pytest.raises(NptiError, match=r"block of using\('openness\+'\) .* has ended"):
+                task.run(logits, tiny_llama)
+        with pytest.raises(NptiError, match="has ended"):
+            task.run(setattr, personality, "strength", 0.5)
+        assert torch.equal(neutral.run(logits, tiny_llama), logits(tiny_llama))
+        assert not torch.equal(steered, logits(tiny_llama))
+
+
+def test_block_left_in_another_context_is_an_error_and_frees_its_slot(tiny_llama, adapter) -> None:
+    """As where a server runs a generator step by step, each in a context of its own."""
+    with load_personality(tiny_llama, None, adapter, slots=2) as personality:
+        block = personality.using("openness+")
+        contextvars.copy_context().run(block.__enter__)
+        with pytest.raises(NptiError, match="entered in one thread or task and left in another, where it did not hold"):
+            block.__exit__(None, None, None)
+        with personality.using("neuroticism+"):
+            pass
+
+
 def test_saved_weights_are_the_base_models(tiny_llama, adapter, tmp_path) -> None:
     tiny_llama.save_pretrained(tmp_path / "before")
     with load_personality(tiny_llama, "openness+", adapter):
@@ -386,6 +417,29 @@ def test_loading_draws_no_random_number(tiny_llama, adapter) -> None:
     torch.manual_seed(5)
     load_personality(tiny_llama, "openness+", adapter).unload()
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_hundreds_of_personalities_cost_their_tables_and_nothing_else(tiny_llama, adapter) -> None:
+    specs, ids = [f"openness{'+-'[n % 2]}{n / 100}" for n in range(1, 301)], prompt(rows=300)
+    with load_personality(tiny_llama, None, adapter, slots=301, positions="all") as personality:
+        assert personality.memory() == 2 * 3 * 301 * 48 * 4  # cap and shift, layers, slots, neurons, bytes
+        personality.set(specs)
+        mixed = logits(tiny_llama, ids)
+        assert personality.memory() == 2 * 3 * 301 * 48 * 4
+        for row in (0, 149, 299):
+            personality.set(specs[row])
+            assert torch.equal(mixed[row], logits(tiny_llama, ids)[row])
+
+
+def test_switching_to_a_personality_in_a_slot_takes_microseconds(tiny_llama, adapter) -> None:
+    """The least of many, so that it does not matter what else runs on the machine."""
+    took = []
+    with load_personality(tiny_llama, "openness+,neuroticism-0.5", adapter) as personality:
+        for spec in ["openness-", "openness+,neuroticism-0.5"] * 500:
+            began = perf_counter()
+            personality.set(spec)
+            took.append(perf_counter() - began)
+    assert min(took[2:]) < 100e-6
 
 
 def test_describe_and_memory_and_the_log_say_what_is_steered_where(tiny_llama, adapter, caplog) -> None:

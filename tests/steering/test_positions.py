@@ -18,6 +18,7 @@ from npti_export.errors import NptiError
 from npti_export.steering.positions import (
     GenerateCall,
     Positions,
+    check_place,
     check_rows,
     first_steered,
     forward_span,
@@ -155,7 +156,7 @@ def test_every_way_of_handing_over_the_prompt(tiny_llama, adapter) -> None:
     embedded = tiny_llama.get_input_embeddings()(ids).detach()
     with load_personality(tiny_llama, SPEC, adapter):
         usual = tiny_llama.generate(ids, **GREEDY)
-        for ways in ({"inputs": ids}, {"input_ids": ids}, {"inputs_embeds": embedded}):
+        for ways in ({"inputs": ids}, {"inputs": None, "input_ids": ids}, {"inputs_embeds": embedded}):
             assert same(tiny_llama.generate(**ways, **GREEDY).logits, usual.logits)
         both = tiny_llama.generate(input_ids=ids[:, :0], inputs_embeds=embedded, **GREEDY)
         assert same(both.logits, usual.logits)
@@ -241,6 +242,32 @@ def test_three_chat_turns_of_two_rows_with_a_kept_cache(tiny_llama, adapter) -> 
             torch.testing.assert_close(logits[row], expected[length - 1 :][:NEW], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("negative", [None, 3, 12], ids=["none", "shorter", "longer"])
+def test_guidance_runs_the_model_on_a_sequence_of_its_own(tiny_llama, adapter, negative: int | None) -> None:
+    """Which of its tokens were generated is not to be told by their places; where all are steered it need not be."""
+    against = None if negative is None else prompt(length=negative, seed=3)
+    ways = GREEDY | {"guidance_scale": 1.5, "negative_prompt_ids": against}
+    refused = pytest.raises(NptiError, match="cannot be told which tokens were generated")
+    with load_personality(tiny_llama, SPEC, adapter), refused:
+        tiny_llama.generate(prompt(), **ways)
+    with steered_by_hooks(activations_of(tiny_llama), adapter, "openness", Pole.HIGH):
+        hooked = tiny_llama.generate(prompt(), **ways)
+    with load_personality(tiny_llama, SPEC, adapter, positions="all"):
+        assert same(tiny_llama.generate(prompt(), **ways).logits, hooked.logits)
+
+
+def test_decoder_that_takes_its_cache_unnamed(tiny_llama, adapter) -> None:
+    class Unnamed(type(tiny_llama.model)):
+        def forward(self, input_ids=None, **others: object):
+            return super().forward(input_ids, **others)
+
+    with load_personality(tiny_llama, SPEC, adapter):
+        expected = tiny_llama.generate(prompt(), **GREEDY)
+    tiny_llama.model.__class__ = Unnamed
+    with load_personality(tiny_llama, SPEC, adapter):
+        assert same(tiny_llama.generate(prompt(), **GREEDY).logits, expected.logits)
+
+
 def test_no_prompt_at_all_is_a_prompt_of_one_token(tiny_llama, adapter) -> None:
     with load_personality(tiny_llama, SPEC, adapter):
         given = tiny_llama.generate(torch.tensor([[1]]), **GREEDY)
@@ -314,6 +341,8 @@ def test_unknown_positions_are_refused_and_the_model_left_alone(tiny_llama, adap
         ((torch.zeros(2, 5),), {}, GenerateCall(2, 5)),
         ((), {"inputs": torch.zeros(2, 5)}, GenerateCall(2, 5)),
         ((), {"input_ids": torch.zeros(3, 4)}, GenerateCall(3, 4)),
+        ((None,), {"input_ids": torch.zeros(3, 4)}, GenerateCall(3, 4)),
+        ((), {"inputs": None, "input_ids": torch.zeros(3, 4)}, GenerateCall(3, 4)),
         ((None,), {"inputs_embeds": torch.zeros(2, 7, 8)}, GenerateCall(2, 7, 7)),
         ((), {"input_ids": torch.zeros(2, 1), "inputs_embeds": torch.zeros(2, 7, 8)}, GenerateCall(2, 7, 6)),
         ((), {}, GenerateCall(1, 1)),
@@ -358,6 +387,17 @@ def test_rows_that_cannot_be_told_apart_are_refused() -> None:
     ):
         with pytest.raises(NptiError, match=f"but {personalities} personalities were set; give one, or one a row"):
             check_rows(personalities, rows, call)
+
+
+def test_forwards_that_end_elsewhere_than_generate_are_refused() -> None:
+    call, ids = GenerateCall(2, 6), torch.zeros(2, 9)
+    check_place(ids, call, first=8, length=1)
+    check_place(ids, call, first=0, length=9)
+    check_place(ids[:, :4], call, first=4, length=2)  # the prompt's second piece
+    check_place(ids[:, :3], GenerateCall(2, 6, unseen=6), first=8, length=1)  # behind embeddings
+    for first, length in ((0, 1), (0, 6), (6, 2), (9, 1), (0, 12)):
+        with pytest.raises(NptiError, match=f"ends at token {first + length} of .* generate is at token 9"):
+            check_place(ids, call, first, length)
 
 
 def test_forward_without_tokens_is_refused() -> None:

@@ -122,6 +122,14 @@ def test_function_is_told_by_its_numbers(tiny_llama: LlamaForCausalLM, function:
     assert torch.equal(site.activation(given), function(given))
 
 
+def test_function_held_where_the_module_would_stand_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+    block = tiny_llama.model.layers[1].mlp = FunctionalMlp(nn.functional.silu)
+    block.act_fn = nn.functional.silu
+    with pytest.raises(NptiError, match=r"layers\.1\.mlp .* holds something else as act_fn"):
+        find_sites(tiny_llama)
+    assert block.act_fn is nn.functional.silu
+
+
 def test_unknown_function_is_refused(tiny_llama: LlamaForCausalLM) -> None:
     tiny_llama.model.layers[1].mlp = FunctionalMlp(torch.sin)
     with pytest.raises(NptiError, match=r"mlp \(FunctionalMlp\) has no activation module, and what it computes"):

@@ -73,6 +73,23 @@ def test_instead_of_lets_its_own_slot_be_taken(make_slots) -> None:
         slots.acquire(specs("openness+"))
 
 
+def test_slots_that_are_given_up_are_taken_last(make_slots) -> None:
+    """Another thread may be within a forward that reads them."""
+    slots = make_slots(4)
+    held = slots.acquire(specs("openness+"))
+    for spec in specs("openness-", "neuroticism+"):
+        slots.release(slots.acquire((spec,)))
+    assert slots.acquire(specs("neuroticism-"), instead_of=held).slots == (2,)
+
+
+def test_nothing_is_kept_of_personalities_that_are_gone(make_slots) -> None:
+    slots, held = make_slots(3), None
+    for turn in range(1, 50):
+        held = slots.acquire(specs(f"openness+{turn / 100}"), instead_of=held)
+        slots.release(slots.acquire(specs(f"openness-{turn / 100}")))
+    assert list(slots._uses) == list(specs("openness+0.49"))
+
+
 def test_too_few_slots_are_refused(make_slots) -> None:
     with pytest.raises(NptiError, match="slots is 1; at least 2 are needed"):
         make_slots(1)
@@ -99,6 +116,21 @@ def test_shift_too_large_for_the_dtype_leaves_the_slot_free(tiny_llama, tiny_ada
         slots.acquire(specs("openness+1000000"))
     assert slots.acquire(specs("openness+")).slots == (1,)
     assert slots.tables[0].shift[1].isfinite().all()
+
+
+@pytest.mark.parametrize("in_force", [("openness+",), ("openness+", "openness-")])
+def test_a_refusal_spoils_no_slot_that_is_in_force(tiny_llama, tiny_adapter, in_force: tuple[str, ...]) -> None:
+    """The other personality asked for could be written, and into a slot that would have been given up."""
+    slots = Slots(tiny_adapter(tiny_llama.half()), find_sites(tiny_llama), 1 + len(in_force), None)
+    held = slots.acquire(specs(*in_force))
+    before = [(tables.cap.clone(), tables.shift.clone()) for tables in slots.tables]
+    wanted = ("neuroticism+", "openness+1000000")[-len(in_force) :]
+    with pytest.raises(NptiError, match=r"do not fit torch\.float16"):
+        slots.acquire(specs(*wanted), instead_of=held)
+    for tables, (cap, shift) in zip(slots.tables, before, strict=True):
+        assert torch.equal(tables.cap, cap)
+        assert torch.equal(tables.shift, shift)
+    assert slots.acquire(specs(*in_force)).slots == held.slots
 
 
 def test_poles_that_ask_for_different_manners_are_refused_together(tiny_llama, tiny_adapter) -> None:

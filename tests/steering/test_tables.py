@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
+from adapters_for_tests import make_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -172,10 +174,4 @@ def test_site_tables_have_the_activations_width_and_dtype(tiny_llama) -> None:
 @pytest.fixture(scope="module")
 def small():
     """An adapter that hypothesis may use for many examples; nothing writes to it."""
-    from adapters_for_tests import make_adapter
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=64
-    )
-    return make_adapter(LlamaForCausalLM(config))
+    return make_adapter(tiny_models.tiny_llama())

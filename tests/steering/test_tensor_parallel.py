@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,9 @@ TESTS = Path(__file__).parent.parent
 
 
 def two_processes(model: Path, output: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(port), str(TESTS / "tensor_parallel_process.py")]
+    # The processes agree on a port of their own.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", str(TESTS / "tensor_parallel_process.py")]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     done = subprocess.run(
         [*command, str(model), str(output)],
@@ -51,6 +48,7 @@ def test_two_processes_are_one(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> 
     assert torch.equal(found["mixed"][1], found["plain"][1])
     for name in ("steered", "mixed"):
         assert not torch.allclose(found[name], found["plain"], atol=0.1)
-        assert apart(name) <= 4 * apart("plain")  # sums are split alike, so rounding is of the same size
+        # Sums are split alike, so rounding is of the same size; unsteered it may happen to be none.
+        assert apart(name) <= max(4 * apart("plain"), 1e-6)
     assert torch.equal(found["tokens"], expected["tokens"])
     assert set(SPECS) < set(found)
