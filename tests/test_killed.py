@@ -11,7 +11,7 @@ from identify_process import contents, run_in_process
 
 from npti_export.adapter.adapter import PersonalityAdapter
 
-KILLS = 8
+KILLS = 10
 LAST_STEPS = (30, 60, 90)
 """A kill comes at one of the first 30, 60 or 90 steps, in turn; a run has about 150: for each of two traits about 20 to
 ask and measure, and 55 to find the dose, which begins anew."""

@@ -27,7 +27,7 @@ def _neurons(_context: click.Context, _option: click.Parameter, values: tuple[st
     return [(int(match[1]), int(match[2])) for _, match in found if match]
 
 
-@click.command("explain", epilog="Example: npti-export explain adapters/npti-demo --trait extraversion --top 5")
+@click.command("explain", epilog="Example: npti-export explain --trait extraversion --top 5")
 @click.argument("adapter", required=False)
 @options.trait
 @click.option(

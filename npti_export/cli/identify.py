@@ -51,8 +51,11 @@ def command(
     endpoint = asked.endpoint(machine.batch_size)
     model, tokenizer = machine.load()
 
+    from npti_export.identification.memory import memory_line
     from npti_export.pipeline import identify
+    from npti_export.steering.sites import find_sites
 
+    loading.notice(memory_line(find_sites(model)), machine.says_nothing)
     found = identify(
         model,
         tokenizer,
@@ -91,6 +94,7 @@ def command(
                     "answers": {
                         "total": faults.answers,
                         "empty": faults.empty,
+                        "refusing": faults.refusing,
                         "repeating": faults.repeating,
                         "broken_off": faults.broken_off,
                     },

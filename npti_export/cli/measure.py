@@ -28,6 +28,7 @@ def command(wanted: material.Wanted, machine: Machine, output: Path | None, as_j
     from npti_export.adapter.find import default_adapter_folder
     from npti_export.identification.elicit import read_transcripts
     from npti_export.identification.files import TraitFiles
+    from npti_export.identification.memory import memory_line
     from npti_export.identification.processes import first_does
     from npti_export.identification.selection import open_adapter
     from npti_export.identification.stages import run_measure
@@ -36,6 +37,7 @@ def command(wanted: material.Wanted, machine: Machine, output: Path | None, as_j
     work = work_with(model, tokenizer, machine.batch_size)
     folder = output if output is not None else default_adapter_folder(work.base_model.id)
     first_does(lambda: open_adapter(folder, work.base_model, wanted.names))  # refuses another model's before any work
+    loading.notice(memory_line(work.sites), machine.says_nothing)
     curves = {}
     for name in wanted.names:
         files = TraitFiles(folder, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from npti_export.cli import material, options
+from npti_export.cli import loading, material, options
 from npti_export.cli.thresholds import selector
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def command(
     from npti_export.demo import DEMO_MODEL
     from npti_export.identification.selection import select_into
 
+    if output is None and model_name is None:
+        loading.notice("Using what the bundled demo model npti-demo said; name another with --model or --output.")
     folder = output or default_adapter_folder(id_of_model_name(model_name or str(DEMO_MODEL)))
     adapter = select_into(folder, wanted.names, selector)
     rows = [

@@ -34,8 +34,7 @@ _method = click.option(
 _min_difference = click.option(
     "--min-difference",
     type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
+    show_default="0.1",
     help="Smallest delta of a chosen neuron (npti, residual).",
 )
 _min_effect_size = click.option(
@@ -62,15 +61,29 @@ _percentile = click.option(
 
 def _selector(
     method: str,
-    min_difference: float,
+    min_difference: float | None,
     min_effect_size: float | None,
     max_neurons: int | None,
     layers: tuple[int, int] | None,
     percentile: float,
 ) -> Selector:
-    from npti_export.identification.selector import Selector
+    from npti_export.identification.selector import AUTO, Selector
 
-    return Selector(method, min_difference, percentile, min_effect_size, max_neurons=max_neurons, layers=layers)
+    wanted = Selector(
+        method,
+        Selector.min_difference if min_difference is None else min_difference,
+        percentile,
+        min_effect_size,
+        max_neurons=max_neurons,
+        layers=layers,
+    )
+    ignored, used = ("--min-effect-size", "--min-difference")
+    if wanted.by_effect_size:
+        ignored, used = used, ignored
+    given = {"--min-effect-size": min_effect_size, "--min-difference": min_difference}
+    if method != AUTO and given[ignored] is not None:
+        raise click.UsageError(f"The method {method} does not go by {ignored}; {used} is its threshold.")
+    return wanted
 
 
 selector = as_one("selector", _selector, _method, _min_difference, _min_effect_size, _max_neurons, _layers, _percentile)

@@ -1,7 +1,8 @@
-"""Answers that say little about a persona: empty ones, ones that repeat themselves, ones that broke off."""
+"""Answers that say little about a persona: empty ones, refusals, ones that repeat themselves, ones that broke off."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,16 @@ RUN = 4
 REPEATING = 0.25
 """Share of an answer's runs that occurred before in it, from which on it counts as repeating; an answer that says
 everything twice is at about 0.5."""
+_MODEL = r"(an?|your) (ai|artificial intelligence|(large )?language model|chatbot)"
+_CANNOT = r"(can(no|['’]?)t|won['’]t|(am|['’]m) (unable|not able) to)"
+REFUSAL = re.compile(
+    rf"\bas {_MODEL}\b|\bi( am|['’]?m) (just |only |simply )?{_MODEL}\b"
+    rf"|\bi ?{_CANNOT} ((assist|help)( you)? with |fulfill? |comply with )(that|this|your) request\b"
+    rf"|\bi ?{_CANNOT} role-?play\b|^(i['’]m sorry,? (but )?)?i ?{_CANNOT} (assist|help)( you)? with (that|this)\b"
+    r"|\bi (don['’]t|do not) have personal (feelings|emotions|opinions|experiences|preferences|beliefs)\b",
+    re.IGNORECASE,
+)
+"""How chat models say that they will not play somebody: a rule of thumb that would rather miss one than invent one."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +38,19 @@ class AnswerFaults:
         empty: Without a letter or digit.
         repeating: A quarter or more of their runs of four tokens occurred before in them.
         broken_off: Ended by the largest number of tokens.
+        refusing: In which the model says that it is a model, or will not; 0 in files of before it was counted.
     """
 
     answers: int
     empty: int
     repeating: int
     broken_off: int
+    refusing: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.empty} empty, {self.repeating} repeating and {self.broken_off} broken off of {self.answers} answers"
+            f"{self.empty} empty, {self.refusing} refusing, {self.repeating} repeating and {self.broken_off} broken "
+            f"off of {self.answers} answers"
         )
 
 
@@ -50,10 +64,11 @@ def count_faults(transcripts: Sequence[Transcript]) -> dict[Pole, AnswerFaults]:
     for pole in Pole:
         of_pole = [transcript for transcript in transcripts if transcript.pole is pole]
         faults[pole] = AnswerFaults(
-            len(of_pole),
-            sum(not any(map(str.isalnum, transcript.answer)) for transcript in of_pole),
-            sum(repetition(transcript.token_ids) >= REPEATING for transcript in of_pole),
-            sum(not transcript.finished for transcript in of_pole),
+            answers=len(of_pole),
+            empty=sum(not any(map(str.isalnum, transcript.answer)) for transcript in of_pole),
+            repeating=sum(repetition(transcript.token_ids) >= REPEATING for transcript in of_pole),
+            broken_off=sum(not transcript.finished for transcript in of_pole),
+            refusing=sum(REFUSAL.search(transcript.answer) is not None for transcript in of_pole),
         )
     return faults
 

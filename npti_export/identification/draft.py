@@ -41,7 +41,7 @@ A_FACET = 7
 MAX_TOKENS = 700
 LONGEST = 600
 """Characters of a draft; what is longer is no question and no short description."""
-_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])?\s*[\"“']*|[\"”'\s]+$")
+_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):])?\s*[\"“'*]*|[\"”'*\s]+$")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def lines_of(reply: str) -> list[str]:
     >>> lines_of('Sure:\\n\\n1. "What do you wear?"\\n- You bow.')
     ['Sure:', 'What do you wear?', 'You bow.']
     """
-    said = re.sub(r"<think>.*?(</think>|$)", "", reply, flags=re.DOTALL)
+    said = re.sub(r"<think>.*", "", reply.rpartition("</think>")[2], flags=re.DOTALL)  # the prompt may open it
     printable = ("".join(c for c in line if c.isprintable()) for line in said.splitlines())
     return [text for line in printable if (text := _MARK.sub("", line)) and len(text) <= LONGEST]
 

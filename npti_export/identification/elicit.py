@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.errors import NptiError
@@ -17,6 +20,7 @@ from npti_export.identification.answers import (
     Decoding,
     Progress,
     Prompt,
+    answer_of_tokens,
     batches_of,
     check_room,
     generate_answers,
@@ -51,6 +55,9 @@ class Transcript:
     answer: str
     token_ids: tuple[int, ...]
     finished: bool
+
+
+_TRANSCRIPT = TypeAdapter(Transcript)
 
 
 def plan(questions: Sequence[Question], personas: Sequence[Persona], seed: int) -> list[tuple[Question, Persona]]:
@@ -121,10 +128,10 @@ def take_up(path: Path) -> dict[tuple[Pole, str, str], Transcript]:
     """What a file of kept transcripts holds, by pole, question and persona; a last line that broke off is taken out.
 
     Raises:
-        NptiError: If another line is broken, or the file cannot be written.
+        NptiError: If another line is broken, or the file cannot be read or written.
     """
     kept = {(t.pole, t.question, t.persona): t for t in read_transcripts(path)}
-    if kept:
+    if path.exists():  # also where nothing but half a first line is in it, which the next one must not be joined to
         write_transcripts(path, list(kept.values()))
     return kept
 
@@ -133,23 +140,54 @@ def read_transcripts(path: Path) -> list[Transcript]:
     """Reads a transcripts file; a last line that was broken off in the middle of writing is dropped.
 
     Raises:
-        NptiError: If another line is broken; its number is named.
+        NptiError: If the file cannot be read, or another line is broken; its number is named.
     """
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise NptiError(f"{path} cannot be read ({error.strerror}).") from None
     transcripts = []
     for number, line in enumerate(lines, 1):
         try:
             if line:
-                record = json.loads(line)
-                record |= {"pole": Pole(record["pole"]), "token_ids": tuple(map(int, record["token_ids"]))}
-                transcripts.append(Transcript(**record))
-        except (ValueError, KeyError, TypeError) as error:
+                transcripts.append(_TRANSCRIPT.validate_json(line, strict=True))
+        except ValidationError as error:
             if number == len(lines):
                 break
-            raise NptiError(f"{path}, line {number}: no transcript ({error}); mend or remove the file.") from None
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            what = f"{field}: {first['msg']}" if field else first["msg"]
+            raise NptiError(f"{path}, line {number}: no transcript ({what}); mend or remove the file.") from None
     return transcripts
+
+
+def check_tokens(
+    path: Path, transcripts: Sequence[Transcript], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuses transcripts whose tokens are not their text by this tokenizer: they are another model's.
+
+    Args:
+        path: Where they were read, for the message.
+        transcripts: What it holds.
+        model: The model that is taken to have said it.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        NptiError: If there is one, or a prompt fills the model's context.
+    """
+    known: Any = model.get_input_embeddings()
+    for number, transcript in enumerate(transcripts, 1):
+        prompt = prompt_ids(Prompt(transcript.question, transcript.persona or None), tokenizer)
+        check_room(model, [prompt])
+        ids = transcript.token_ids
+        fits = all(0 <= token < known.weight.shape[0] for token in ids)
+        if not fits or answer_of_tokens(ids, prompt, model, tokenizer).text != transcript.answer:
+            raise NptiError(
+                f"{path}, answer {number}: its tokens are not its text by this model's tokenizer, so another model "
+                "gave it; elicit again, or have it measured as if this one had said it by `elicit --transcripts`."
+            )
 
 
 def write_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
@@ -158,7 +196,7 @@ def write_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
     Raises:
         NptiError: If it cannot be written.
     """
-    write_beside(path, "".join(map(_line, transcripts)).encode())
+    write_beside(path, _lines(transcripts))
 
 
 def transcript_of(question: Question, persona: Persona, answer: Answer) -> Transcript:
@@ -169,15 +207,22 @@ def transcript_of(question: Question, persona: Persona, answer: Answer) -> Trans
 
 
 def append_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
-    """Adds transcripts to those that a file holds.
+    """Adds transcripts to those that a file holds, or leaves it as it was.
 
     Raises:
         NptiError: If they cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(map(_line, transcripts))
+        with path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            left = memoryview(_lines(transcripts))
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(before)  # half a line would be joined to the next
+                raise
     except OSError as error:
         raise NptiError(
             f"{path} cannot be written ({error.strerror}); make room, and the same command goes on with the answers "
@@ -185,5 +230,5 @@ def append_transcripts(path: Path, transcripts: Sequence[Transcript]) -> None:
         ) from None
 
 
-def _line(transcript: Transcript) -> str:
-    return json.dumps(asdict(transcript), ensure_ascii=False) + "\n"
+def _lines(transcripts: Sequence[Transcript]) -> bytes:
+    return "".join(json.dumps(asdict(transcript), ensure_ascii=False) + "\n" for transcript in transcripts).encode()

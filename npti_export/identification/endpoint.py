@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
@@ -62,9 +63,7 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str | None = None, concurrency: int = 32) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise NptiError("The endpoint's address is not one; it should be like http://localhost:8000/v1.")
+        parts = _parts(url)
         self.place = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):  # it would come back in the client's own message
@@ -116,7 +115,8 @@ class Endpoint:
         text = choice.message.content or choice.message.refusal or ""
         if not isinstance(text, str):
             raise NptiError(f"The server at {self.place} sent an answer that is no text; use another one.")
-        return Reply(text, choice.finish_reason != "length")
+        # Half of a character, which JSON can spell, is nothing that a tokenizer or a file takes.
+        return Reply(text.encode(errors="replace").decode(), choice.finish_reason != "length")
 
     def _complete(self, request: Request) -> ChatCompletion:
         if not self._takes_more or request.repetition_penalty is None:
@@ -184,6 +184,15 @@ class Endpoint:
         """At most 200 characters on one line, without the key."""
         line = " ".join((text.replace(self._key, "[key]") if self._key else text).split())
         return line if len(line) <= 200 else line[:200] + "…"
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of an address that requests can go to."""
+    with suppress(ValueError):  # a port that is no number, half of an IPv6 address
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable():
+            return parts
+    raise NptiError("The endpoint's address is not one; it should be like http://localhost:8000/v1.")
 
 
 def _has_reply(future: Future[Reply]) -> bool:

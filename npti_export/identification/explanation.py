@@ -20,14 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from npti_export.adapter.records import PoleRecord
 from npti_export.errors import NptiError
 from npti_export.identification.answers import Progress
-from npti_export.identification.elicit import Transcript, read_transcripts
+from npti_export.identification.elicit import Transcript, check_tokens, read_transcripts
 from npti_export.identification.files import TraitFiles
 from npti_export.identification.measure import Row, pad_rows
 from npti_export.identification.reliability import delta_margin
 from npti_export.identification.select import delta_of
 from npti_export.identification.statistics_file import read_statistics
 from npti_export.steering.lens import Lens, narrow_map, output_directions
-from npti_export.steering.sites import Site
+from npti_export.steering.sites import Site, neurons_per_layer
 from npti_export.steering.thinking import Thinking
 from npti_export.traits import Pole
 
@@ -151,14 +151,15 @@ def explain_pole(
         NptiError: If a neuron is not in the model or is an expert's, a file is broken, or the map back cannot be read.
     """
     own = record.neurons
-    places = list(zip(own.layer.tolist(), own.index.tolist(), strict=True))
+    order = np.argsort(-np.abs(own.delta), kind="stable").tolist()
+    dense = [at for at in order if own.expert is None or own.expert[at] < 0]  # an expert numbers its own from 0 again
+    deltas = {(int(own.layer[at]), int(own.index[at])): float(own.delta[at]) for at in dense}
     if isinstance(wanted, int):
-        order = np.argsort(-np.abs(own.delta), kind="stable")
-        dense = [at for at in order.tolist() if own.expert is None or own.expert[at] < 0]
-        wanted = [places[at] for at in dense[:wanted]]
-    deltas = dict(zip(places, own.delta.tolist(), strict=True))
+        wanted = list(deltas)[:wanted]
     measured = _measured(files, pole, sites)
-    explained = explain_neurons(model, tokenizer, sites, list(wanted), read_transcripts(files.transcripts), batch_size)
+    transcripts = read_transcripts(files.transcripts)
+    check_tokens(files.transcripts, transcripts, model, tokenizer)
+    explained = explain_neurons(model, tokenizer, sites, list(wanted), transcripts, batch_size)
     neurons = []
     for place, (words, gives, passages) in zip(wanted, explained, strict=True):
         delta, margin = measured(*place) if measured else (deltas.get(place), None)
@@ -177,10 +178,10 @@ def _measured(
     """Delta of any neuron and half its interval from the statistics of both poles; None where there are none."""
     if not all(files.statistics(side).exists() for side in Pole):
         return None
-    own, opposite = (
-        read_statistics(files.statistics(side), files.trait, side)[0].whole for side in (pole, pole.opposite)
-    )
-    delta, margin = delta_of(own, opposite), delta_margin(own, opposite)
+    own, opposite = (read_statistics(files.statistics(side), files.trait, side)[0] for side in (pole, pole.opposite))
+    if own.layers != neurons_per_layer(sites):
+        raise NptiError(f"{files.statistics(pole)} is of a model of other layers than this one; measure again.")
+    delta, margin = delta_of(own.whole, opposite.whole), delta_margin(own.whole, opposite.whole)
     begins = np.cumsum([0, *(site.neurons for site in sites)])
     of_layer = {site.layer: int(begin) for site, begin in zip(sites, begins, strict=False) if site.experts is None}
 

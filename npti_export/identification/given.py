@@ -33,13 +33,16 @@ def read_given(path: Path, trait: str, model: PreTrainedModel, tokenizer: PreTra
     """
     given: dict[tuple[Pole, str, str, str], Transcript] = {}
     for number, record in json_lines(path):
-        if str(record.get("trait", trait)).lower() != trait:
+        if str(record.get("trait") or trait).lower() != trait:
             continue
         where = f"{path}, line {number}"
         pole = str(record.get("pole")).lower()
         if pole not in list(Pole):
             raise NptiError(f"{where}: the pole is {record.get('pole')!r}; high or low is expected.")
-        question, persona = _text(record, "question", where), _text(record, "persona", where, needed=False)
+        question = _text(record, "question", where)
+        if not question:
+            raise NptiError(f"{where}: the question is empty; write it, or take the line out.")
+        persona = "" if record.get("persona") is None else _text(record, "persona", where)
         prompt = prompt_ids(Prompt(question, persona or None), tokenizer)
         check_room(model, [prompt])
         transcript = _transcript(record, where, (trait, Pole(pole), question, persona), prompt, model, tokenizer)
@@ -84,7 +87,7 @@ def _transcript(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Transcript:
-    text, finished = _text(record, "answer", where, needed=False), record.get("finished", True)
+    text, finished = _text(record, "answer", where), record.get("finished", True)
     if not isinstance(finished, bool):
         raise NptiError(f"{where}: 'finished' is {finished!r}; true or false is expected.")
     kept = record.get("token_ids")
@@ -97,9 +100,8 @@ def _transcript(
     return Transcript(*asked, answer.text, answer.token_ids, answer.finished)
 
 
-def _text(record: dict[str, Any], key: str, where: str, needed: bool = True) -> str:
-    text = record.get(key, None if needed else "")
-    text = "" if text is None and not needed else text
-    if not isinstance(text, str) or (needed and not text.strip()):
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    text = record.get(key)
+    if not isinstance(text, str):
         raise NptiError(f"{where}: no text under the key {key!r}; every answer needs 'question', 'answer' and 'pole'.")
     return text.strip()

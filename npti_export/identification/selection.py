@@ -52,7 +52,29 @@ def select_into(folder: Path, traits: Sequence[str], selector: Selector) -> Pers
         models.append(base_model)
     if any(model != models[0] for model in models):
         raise NptiError(f"The statistics in {folder} are of several models; measure all traits with one.")
-    adapter = open_adapter(folder, models[0], traits)
+    open_adapter(folder, models[0], traits)
+    return write_traits(folder, models[0], traits, records)
+
+
+def write_traits(
+    folder: Path, base_model: BaseModel, names: Sequence[str], records: Sequence[TraitRecord]
+) -> PersonalityAdapter:
+    """Writes traits into the adapter that a folder holds now: what another run has put there meanwhile is kept.
+
+    Args:
+        folder: The adapter's folder.
+        base_model: The model that it must be of.
+        names: The traits of this run; one of these may be broken, and is left out then.
+        records: Those that are written now.
+
+    Returns:
+        The adapter as it stands in the folder.
+
+    Raises:
+        NptiError: If the folder holds the adapter of another base model, is broken in another trait, or cannot be
+            written.
+    """
+    adapter = adapter_in(folder, base_model, names)
     for record in records:
         adapter = adapter.with_trait(record)
     adapter.save_pretrained(folder)
@@ -163,16 +185,7 @@ def open_adapter(folder: Path, base_model: BaseModel, names: Sequence[str]) -> P
     Raises:
         NptiError: If it holds the adapter of another base model, is broken in another trait, or cannot be written.
     """
-    adapter = PersonalityAdapter(base_model, {})
-    if (folder / "config.json").exists():
-        there = read_base_model(folder)
-        joined = there.joined(base_model)
-        if joined is None:
-            raise NptiError(
-                f"{folder} holds the adapter of another base model ({_named(there)}) than this one "
-                f"({_named(base_model)}); choose another --output, or remove that adapter."
-            )
-        adapter = replace(_without_broken(folder, names), base_model=joined)
+    adapter = adapter_in(folder, base_model, names)
     probe = folder / ".write"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +196,29 @@ def open_adapter(folder: Path, base_model: BaseModel, names: Sequence[str]) -> P
     except OSError as error:
         raise NptiError(f"{folder} cannot be written ({error.strerror}); choose another --output.") from None
     return adapter
+
+
+def adapter_in(folder: Path, base_model: BaseModel, names: Sequence[str]) -> PersonalityAdapter:
+    """The adapter that a folder holds, or an empty one; the folder is left as it is.
+
+    Args:
+        folder: The adapter's folder.
+        base_model: The model that it must be of.
+        names: The traits that are about to be written; one of these may be broken, and is left out then.
+
+    Raises:
+        NptiError: If it holds the adapter of another base model, or is broken in another trait.
+    """
+    if not (folder / "config.json").exists():
+        return PersonalityAdapter(base_model, {})
+    there = read_base_model(folder)
+    joined = there.joined(base_model)
+    if joined is None:
+        raise NptiError(
+            f"{folder} holds the adapter of another base model ({_named(there)}) than this one "
+            f"({_named(base_model)}); choose another --output, or remove that adapter."
+        )
+    return replace(_without_broken(folder, names), base_model=joined)
 
 
 def _without_broken(folder: Path, names: Sequence[str]) -> PersonalityAdapter:

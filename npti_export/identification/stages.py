@@ -16,7 +16,7 @@ import npti_export
 from npti_export.errors import NptiError
 from npti_export.identification.answer_faults import count_faults
 from npti_export.identification.answers import Progress, Prompt, check_room, prompt_ids
-from npti_export.identification.elicit import Transcript, elicit, read_transcripts, write_transcripts
+from npti_export.identification.elicit import Transcript, check_tokens, elicit, read_transcripts, write_transcripts
 from npti_export.identification.elicit_by_endpoint import elicit_by_endpoint
 from npti_export.identification.files import TraitFiles, digest, file_sha256
 from npti_export.identification.measure import measure
@@ -84,7 +84,8 @@ def run_measure(work: Work, files: TraitFiles, progress: Progress | None = None)
         progress: Told how many more transcripts are done.
 
     Raises:
-        NptiError: If there are no transcripts of both poles, or the files cannot be read or written.
+        NptiError: If there are no transcripts of both poles, they are another model's, or the files cannot be read or
+            written.
     """
     transcripts = read_transcripts(files.transcripts)
     for pole in Pole:
@@ -93,6 +94,7 @@ def run_measure(work: Work, files: TraitFiles, progress: Progress | None = None)
                 f"{files.transcripts} holds no answer of the {pole} pole; `npti-export elicit --trait {files.trait}` "
                 "writes them."
             )
+    check_tokens(files.transcripts, transcripts, work.model, work.tokenizer)
     curve: list[Reliability] = []
     statistics = _measure_blocks(work, _in_blocks(transcripts), curve, progress)
     return first_does(lambda: _finish_statistics(work, files, transcripts, statistics, curve))
@@ -147,6 +149,8 @@ def run_elicit_and_measure(
     """
     there = _finished(work, files, material, goal)
     if all(from_all(there is not None)) and there is not None:
+        # Left where a stage that ran alone was killed after all was done.
+        first_does(lambda: files.partial(made_with_of(work, material)).unlink(missing_ok=True))
         return there
     curve: list[Reliability] = []
     transcripts: list[Transcript] = []
@@ -275,8 +279,11 @@ def _finished(
     if there is None:
         return None
     transcripts = read_transcripts(files.transcripts)
-    left = len(material.planned) - len(transcripts)
-    enough = left == 0 or (left > 0 and _is_enough(there[1].curve[-1], goal))
+    asked = [(persona.pole, question.text, persona.text) for question, persona in material.planned]
+    # A hash over texts does not tell that a question is of another facet now, or a persona of the other pole.
+    if [(t.pole, t.question, t.persona) for t in transcripts] != asked[: len(transcripts)]:
+        return None
+    enough = len(transcripts) == len(asked) or _is_enough(there[1].curve[-1], goal)
     return (transcripts, *there) if enough else None
 
 

@@ -18,7 +18,7 @@ from npti_export.errors import NptiError
 # Bins of the activation histogram: steps of 1/128 up to 1, then of 1/64 of the octave that the value is in, which are
 # the first six bits of its mantissa. The middle of a bin is then off by at most 0.004 or 0.8 % of the value, within the
 # 0.005 or 1 % that targets are allowed, and all edges are exact in float32. Nothing below -0.5 and from 2^16 on, which
-# is more than float16 holds, is told apart: no activation function in use goes below -0.28, and no target came near 2^16.
+# is more than float16 holds, is told apart: no activation function goes below -0.28, and no target came near 2^16.
 LINEAR_STEPS = 128
 LOWEST = -0.5
 MANTISSA_BITS = 6

@@ -77,7 +77,7 @@ def missing(own: OwnTrait, least_questions: int) -> list[str]:
 
 def _gives_away(question: str, trait: Trait) -> str | None:
     """Why a question says which answer is wanted; None where it does not seem to."""
-    if leading := _LEADING.search(question):
+    if leading := _LEADING.search(question.replace("’", "'")):
         return f"leads to an answer by {leading[0].strip()!r}"
     telling = (_stems([trait.high]) ^ _stems([trait.low])) | _stems([trait.name.replace("_", " ")])
     words = [word for word in _words(question) if word[:STEM] in telling and len(word) >= SHORTEST]

@@ -77,7 +77,7 @@ def read_questions(path: Path, trait: str) -> list[Question]:
         text = record.get("question")
         if not isinstance(text, str) or not text.strip():
             raise NptiError(f"{path}, line {number}: no text under the key 'question'; every line needs one.")
-        if str(record.get("trait", trait)).lower() == trait:
+        if str(record.get("trait") or trait).lower() == trait:
             questions.append(Question(trait, text.strip(), str(record.get("facet") or "")))
     if not questions:
         raise NptiError(f"{path} holds no questions for {trait}; one JSON object with a 'question' a line is expected.")
@@ -144,6 +144,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
+            json.dumps(record, ensure_ascii=False).encode()  # half of a character, which JSON can spell, is no text
         except (ValueError, RecursionError) as error:
             raise NptiError(f"{path}, line {number}: not JSON ({error}); one object a line is expected.") from None
         if not isinstance(record, dict):

@@ -91,7 +91,7 @@ def read_trait_file(path: Path) -> OwnTrait:
         ) from None
     except ValidationError as error:
         raise NptiError(f"{path}: {_first_problem(error)}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of too many digits is no TOMLDecodeError
         raise NptiError(f"{path} is not TOML ({str(error)[:200]}); mend that place.") from None
     if not TRAIT_NAME.fullmatch(file.name) or file.name == NEUTRAL_NAME or file.name in TRAITS:
         raise NptiError(

@@ -25,6 +25,15 @@ PERSONAS = [
 PLANNED = plan(QUESTIONS, PERSONAS, seed=0)
 DECODING = Decoding(max_new_tokens=8, repetition_penalty=1.1, batch_size=3)
 BATCHES = 4  # of 10 questions in character
+WHOLE = {
+    "trait": "openness",
+    "pole": "high",
+    "question": "Q?",
+    "persona": "P.",
+    "answer": "A.",
+    "token_ids": [4, 5],
+    "finished": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,22 @@ def test_a_last_line_that_a_kill_cut_is_dropped(tmp_path: Path, tokenizer: PreTr
         assert len(kept.read_bytes().splitlines()) == lines
 
 
+@pytest.mark.parametrize("left", [b"", b"{", b'{"trait": "openness", "po'], ids=["nothing", "brace", "half a line"])
+def test_half_of_the_first_line_is_not_joined_to_the_next(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, left: bytes
+) -> None:
+    """A first answer longer than the buffer is written in parts, and so is one on a disk that fills up."""
+    model = tiny_chat_model()
+    kept = tmp_path / "kept.jsonl"
+    kept.write_bytes(left)
+    whole = elicit(model, tokenizer, PLANNED, kept, DECODING)
+    assert sorted(map(repr, read_transcripts(kept))) == sorted(map(repr, whole))
+    work: list[int] = []
+    asked(model, work)
+    assert elicit(model, tokenizer, PLANNED, kept, DECODING) == whole
+    assert work == []
+
+
 def test_a_last_line_cut_within_a_character_is_dropped(tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     transcript = Transcript("openness", Pole.HIGH, "Q?", "P.", "déjà vu", (4, 5), True)
@@ -117,7 +142,21 @@ def test_a_last_line_cut_within_a_character_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["{", "[]", "7", '{"pole": "high"}', '{"pole": "middle"}', '{"pole": "high", "token_ids": ["x"]}']
+    "broken",
+    [
+        "{",
+        "[]",
+        "7",
+        "[" * 2_000,
+        '{"pole": "high"}',
+        '{"pole": "middle"}',
+        '{"pole": "high", "token_ids": ["x"]}',
+        json.dumps(WHOLE | {"pole": "middle"}),
+        json.dumps(WHOLE | {"token_ids": [4, "5"]}),
+        json.dumps(WHOLE | {"finished": "no"}),
+        json.dumps(WHOLE | {"answer": None}),
+        json.dumps(WHOLE | {"answer": "\ud83d"}),
+    ],
 )
 def test_a_broken_line_in_the_middle_is_named(
     tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, broken: str

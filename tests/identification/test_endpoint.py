@@ -168,8 +168,33 @@ def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     with pytest.raises(NptiError, match=r"^The server at 127\.0\.0\.1:9/v1 cannot be reached"):
         Endpoint("http://me:secret@127.0.0.1:9/v1")
-    with pytest.raises(NptiError, match="address is not one"):
-        Endpoint("localhost:8000")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://a/v1",
+        "http:///v1",
+        "http://a:80x0/v1",
+        "http://a:99999/v1",
+        "http://[::1/v1",
+        "http://a\x00/",
+    ],
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(NptiError, match=r"^The endpoint's address is not one; it should be like http://localhost:8000"):
+        Endpoint(url)
+
+
+def test_half_of_a_character_is_replaced(httpserver: HTTPServer) -> None:
+    """JSON can spell one, and a server that cuts its answers anywhere sends one; no tokenizer and no file takes it."""
+    server = SmallChatServer(httpserver)
+    server.reply = lambda body: completion("Tea \ud83c")
+    replies: dict[int, Reply] = {}
+    Endpoint(server.url).ask_all([Request(({"role": "user", "content": "Q?"},), 5)], replies.__setitem__)
+    assert replies == {0: Reply("Tea ?", True)}
 
 
 def test_words_of_a_server_become_tokens(model: LlamaForCausalLM) -> None:

@@ -14,13 +14,16 @@ from npti_export.adapter.records import PoleRecord
 from npti_export.adapter.residual import ResidualShift
 from npti_export.errors import NptiError
 from npti_export.identification.answers import Prompt, prompt_ids
-from npti_export.identification.elicit import Transcript
-from npti_export.identification.explanation import PASSAGES, explain_neurons, explain_pole, words_of
+from npti_export.identification.elicit import Transcript, write_transcripts
+from npti_export.identification.explanation import PASSAGES, NeuronExplanation, explain_neurons, explain_pole, words_of
 from npti_export.identification.files import TraitFiles
+from npti_export.identification.measure import measure
+from npti_export.identification.statistics_file import write_statistics
 from npti_export.steering.lens import Lens, output_directions
-from npti_export.steering.sites import find_sites
+from npti_export.steering.sites import describe_base_model, find_sites
 from npti_export.traits import Pole
-from tests.chat_models import tiny_chat_model, tiny_tokenizer
+from tests.chat_models import tiny_chat_mixture, tiny_chat_model, tiny_tokenizer
+from tests.mixtures import MIXTURES
 from tests.tiny_models import tiny
 
 TOKENIZER = tiny_tokenizer()
@@ -133,3 +136,65 @@ def test_a_pole_is_explained_by_its_largest_deltas_and_its_vectors(tmp_path: Pat
     assert found.chosen == 3
     assert [vector.layer for vector in found.vectors] == [1]
     assert found.vectors[0].words == words_of(Lens.of(model), TOKENIZER, torch.ones(1, 32))[0]
+
+
+def test_delta_and_its_interval_are_those_of_the_statistics(tmp_path: Path) -> None:
+    """By hand from the activations: a share of tokens at either pole, and how it varies over answers."""
+    model = tiny_chat_model()
+    sites = find_sites(model)
+    files = TraitFiles(tmp_path, "openness")
+    write_transcripts(files.transcripts, transcripts())
+    for pole in Pole:
+        of_pole = [transcript for transcript in transcripts() if transcript.pole is pole]
+        counted = measure(model, TOKENIZER, sites, of_pole)
+        write_statistics(files.statistics(pole), counted, describe_base_model(model, sites), "openness", pole)
+    chosen = np.ones(1, np.float32)
+    record = PoleRecord(NeuronSet(np.array([0], np.int16), np.array([3], np.int32), chosen, chosen, 0.25 * chosen), 1.0)
+    found = explain_pole(model, TOKENIZER, sites, record, Pole.LOW, files, [(1, 9), (0, 3)])
+    for neuron in found.neurons:
+        shares, variances = {}, {}
+        for pole in Pole:
+            on, of = np.array(
+                [fires(model, transcript, neuron) for transcript in transcripts() if transcript.pole is pole]
+            ).T
+            shares[pole] = on.sum() / of.sum()
+            variances[pole] = len(on) / (len(on) - 1) * ((on - shares[pole] * of) ** 2).sum() / of.sum() ** 2
+        assert neuron.delta == pytest.approx(shares[Pole.LOW] - shares[Pole.HIGH], abs=1e-6)
+        assert neuron.margin == pytest.approx(1.96 * np.sqrt(sum(variances.values())), rel=1e-4)
+
+    other = find_sites(tiny("Llama"))
+    with pytest.raises(NptiError, match="is of a model of other layers than this one; measure again"):
+        explain_pole(tiny("Llama"), TOKENIZER, other, record, Pole.LOW, files, [(1, 9)])
+
+
+def fires(model: nn.Module, transcript: Transcript, neuron: NeuronExplanation) -> tuple[int, int]:
+    """On how many of an answer's tokens a neuron is above 0, and of how many."""
+    prompt = prompt_ids(Prompt(transcript.question, transcript.persona), TOKENIZER)
+    seen: list[torch.Tensor] = []
+    hook = model.model.layers[neuron.layer].mlp.act_fn.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[*prompt, *transcript.token_ids[:-1]]]))
+    hook.remove()
+    values = seen[0][0, len(prompt) :, neuron.index]
+    return int((values > 0).sum()), len(values)
+
+
+def test_an_experts_neuron_does_not_lend_its_delta_to_one_of_the_same_number() -> None:
+    """In a layer with a shared expert both are numbered from 0; only the shared one's can be put into words."""
+    model = tiny_chat_mixture("Qwen2Moe", **{mixture.name: mixture for mixture in MIXTURES}["Qwen2Moe"].sizes)
+    sites = find_sites(model)
+    layer = next(site.layer for site in sites if site.experts is not None)
+    three = np.ones(3, np.float32)
+    neurons = NeuronSet(
+        np.full(3, layer, np.int16),
+        np.array([2, 2, 5], np.int32),
+        three,
+        three,
+        np.array([0.1, 0.9, 0.3], np.float32),
+        expert=np.array([-1, 0, 1], np.int16),
+    )
+    found = explain_pole(
+        model, TOKENIZER, sites, PoleRecord(neurons, 1.0), Pole.HIGH, TraitFiles(Path("none"), "wit"), 9
+    )
+    assert [(neuron.layer, neuron.index, neuron.delta) for neuron in found.neurons] == [(layer, 2, pytest.approx(0.1))]
+    assert found.chosen == 3

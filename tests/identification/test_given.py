@@ -114,6 +114,13 @@ def test_every_stretch_and_every_half_holds_both_poles(
     assert of_halves == {(pole, half): 10 for pole in Pole for half in (0, 1)}
 
 
+def test_what_is_null_is_as_if_it_were_not_there(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    nulls = [record | {"trait": None, "persona": None} for record in answers(3)]
+    given = read_given(written(tmp_path, nulls), "openness", model, TOKENIZER)
+    assert given == read_given(written(tmp_path, answers(3)), "openness", model, TOKENIZER)
+    assert len(given) == 6
+
+
 def test_more_answers_of_one_pole_than_of_the_other(model: LlamaForCausalLM, tmp_path: Path) -> None:
     records = answers(30, same_questions=False)[: 30 + 6]
     work = work_with(model, TOKENIZER)
@@ -147,6 +154,9 @@ def test_identify_from_given_answers(tmp_path: Path) -> None:
         ('{"pole": "middle", "question": "Q?", "answer": "a"}', "the pole is 'middle'; high or low is expected"),
         ('{"question": "Q?", "answer": "a"}', "the pole is None"),
         ('{"pole": "high", "answer": "a"}', "no text under the key 'question'"),
+        ('{"pole": "high", "question": " ", "answer": "a"}', "the question is empty"),
+        ('{"pole": "high", "question": "Q?", "response": "a"}', "no text under the key 'answer'"),
+        (r'{"pole": "high", "question": "Q?", "answer": "\ud83d"}', "not JSON"),
         ('{"pole": "high", "question": "Q?", "answer": 3}', "no text under the key 'answer'"),
         ('{"pole": "high", "question": "Q?", "answer": "a", "persona": []}', "no text under the key 'persona'"),
         ('{"pole": "high", "question": "Q?", "answer": "a", "finished": 1}', "'finished' is 1"),

@@ -85,7 +85,9 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     given = ["--trait", "openness", "--model", str(tmp_path / "tiny-chat")]
     material = [f"--{name}={tmp_path / name}.jsonl" for name in ("questions", "personas")]
-    two = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "npti_export"]
+    # Alone, because otherwise every run on the machine meets at the same port.
+    alone = ["--standalone", "--local-addr", "127.0.0.1"]
+    two = ["torch.distributed.run", *alone, "--nproc-per-node", "2", "-m", "npti_export"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for folder, begin in (("one", ["npti_export"]), ("two", two)):
         for stage in (["elicit", *given, *material], ["measure", *given]):

@@ -14,12 +14,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
+from npti_export.adapter.config import base_model_to_json
 from npti_export.errors import NptiError
 from npti_export.identification.statistics import SUMS, NeuronCounts, NeuronStatistics, bin_edges
 from npti_export.identification.statistics_file import read_statistics, write_statistics
 from npti_export.traits import Pole
 
 MODEL = BaseModel("someone/small", None, "llama", 2, (LayerNeurons(4), LayerNeurons(3)), "silu", True, "a" * 64)
+LAYERS = [{"dense": dense, "experts": 0, "per_expert": 0, "shared": 0} for dense in ("4", 3)]
 BINS = len(bin_edges()) + 1
 
 
@@ -64,7 +66,7 @@ def test_read_back_is_what_was_written(tmp_path: Path, tokens: int, dtype: type[
     assert kept.shape == (
         7,
         used[-1] - used[0] + 1 if tokens else 0,
-    )  # of 913 bins those between the first and last used
+    )  # of 1,218 bins those between the first and last used
     assert kept.shape[1] <= 250
     first = path.read_bytes()
     write_statistics(path, read, model, "openness", Pole.HIGH)
@@ -138,7 +140,12 @@ def said(**fields: Any) -> Callable[[dict[str, NDArray[Any]], dict[str, Any]], N
         (put("stream", np.zeros(2, np.int64)), r"stream is int64 \[2\], expected int64 \[2, 2\]"),
         (put("stream", np.array(2)), r"stream is int64 \[\], expected int64 \[2, 1\]"),
         (said(kind="adapter"), "no file of statistics of this release"),
-        (said(format_version=2), "no file of statistics of this release"),
+        (said(format_version=1), r"of this release \(kind 'statistics', version 1\); measure again"),
+        (said(format_version=3), "no file of statistics of this release"),
+        (
+            said(base_model=base_model_to_json(MODEL) | {"neurons_per_layer": LAYERS}),
+            "no file of statistics of this release",
+        ),
         (said(base_model={"id": "x"}), "no file of statistics of this release"),
         (said(widths=[4, 4]), "widths add up to 8 neurons, its base model has 7"),
         (said(widths=[7]), "widths add up to 7"),

@@ -115,9 +115,9 @@ def test_questions_of_personality_bench(file):
 def test_questions_of_other_traits_are_left_out(file):
     path = file(
         '{"trait": "Wit", "facet": "puns", "question": "A?"}\n{"trait": "openness", "question": "B?"}\n'
-        '{"trait": "wit", "facet": null, "question": "C?"}'
+        '{"trait": "wit", "facet": null, "question": "C?"}\n{"trait": null, "question": "D?"}'
     )
-    assert read_questions(path, "wit") == [Question("wit", "A?", "puns"), Question("wit", "C?")]
+    assert read_questions(path, "wit") == [Question("wit", "A?", "puns"), Question("wit", "C?"), Question("wit", "D?")]
 
 
 def test_marks_of_windows_and_separators_inside_a_question(file):
@@ -157,6 +157,7 @@ def test_personas_of_a_trait_that_the_user_defines(file, trait):
         (read_questions, '{"question": "  "}', r"line 1: no text under the key 'question'"),
         (read_questions, '{"question": 3}', r"line 1: no text"),
         (read_questions, "[" * 100_000, r"line 1: not JSON"),
+        (read_questions, r'{"question": "\ud83d?"}', r"line 1: not JSON .*surrogates not allowed"),
         (read_questions, "", r"holds no questions for wit"),
         (read_questions, "\n \n", r"holds no questions for wit"),
         (read_questions, '{"trait": "openness", "question": "A?"}', r"holds no questions for wit"),

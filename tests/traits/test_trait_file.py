@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npti_export.errors import NptiError
-from npti_export.traits import Facet, Pole, Trait
+from npti_export.traits import TRAITS, Facet, Pole, Trait
 from npti_export.traits.flags import flags, missing
-from npti_export.traits.material import Persona, Question
+from npti_export.traits.material import Persona, Question, shipped_questions
 from npti_export.traits.trait_file import OwnTrait, read_trait_file, trait_toml
 
 ROOT = Path(__file__).parent.parent.parent
@@ -65,6 +65,7 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
         ('"Who phoned?"', '"How is the weather?"', "the question 'How is the weather?' stands there twice"),
         ('name = "wit"', 'name = "wit', "is not TOML"),
         ('name = "wit"', "a = " + "[" * 3000, "is not TOML"),
+        ('name = "wit"', "a = " + "9" * 5000, "is not TOML"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, before: str, after: str, said: str) -> None:
@@ -126,6 +127,7 @@ def test_the_worked_example_is_whole() -> None:
         ("Is your formality tiring?", "gives the trait away by 'formality'"),
         ("Would you be courteous then?", "gives the trait away by 'courteous'"),
         ("Why do you wear a tie?", "leads to an answer by 'Why do you'"),
+        ("Why don’t you wear one?", 'leads to an answer by "Why don\'t you"'),
         ("As a polite person, what would you say?", "leads to an answer by 'As a polite person'"),
         ("Are your manners good?", None),  # both ends have manners
     ],
@@ -134,6 +136,17 @@ def test_questions_that_give_the_trait_away_are_flagged(question: str, said: str
     trait = Trait("formality", "courteous in manners", "chatty in manners", ())
     found = flags(OwnTrait(trait, questions=(Question("formality", question),)))
     assert found == ({question: said} if said else {})
+
+
+def test_what_is_said_of_the_shipped_questions_holds() -> None:
+    """docs/traits.md and flags.py: 1.2 % hold a word of their trait's description, and none nearly repeats another."""
+    reasons: list[str] = []
+    for name, trait in TRAITS.items():
+        asked = [tuple(shipped_questions(name, split)) for split in ("identification", "test")]
+        reasons += flags(OwnTrait(trait, (), *asked)).values()
+    assert not [reason for reason in reasons if reason.startswith("nearly")]
+    share = sum(reason.startswith("gives the trait away") for reason in reasons) / 2500
+    assert round(share, 3) == 0.012
 
 
 def test_duplicates_are_flagged_across_questions_and_test_questions() -> None:
