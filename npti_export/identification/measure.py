@@ -55,6 +55,10 @@ def measure(
             "Neurons cannot be measured under tensor parallelism, where each process sees a part of them; load the "
             "model in one process (device_map='auto' spreads it over several GPUs)."
         )
+    thinking = Thinking.of(tokenizer)
+    rows = [Row.of(transcript, tokenizer, thinking) for transcript in transcripts]
+    halves = [at % 2 for at in range(len(rows))] if halves is None else halves
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
     counters = [
         NeuronCounter(site.width, site.device, 0 if site.experts is None else site.experts.count) for site in sites
     ]
@@ -77,10 +81,6 @@ def measure(
     stream = StreamCounter(len(layers), lambda: positions["answer"])
     hooks = [site.watch(counting(site, counter)) for site, counter in zip(sites, counters, strict=True)]
     of_layers = stream.watch(list(layers))
-    thinking = Thinking.of(tokenizer)
-    rows = [Row.of(transcript, tokenizer, thinking) for transcript in transcripts]
-    halves = [at % 2 for at in range(len(rows))] if halves is None else halves
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
     try:
         for places, of_all in in_turns([order[at : at + batch_size] for at in range(0, len(order), batch_size)]):
             if places is not None:
