@@ -36,6 +36,7 @@ def _neurons(_context: click.Context, _option: click.Parameter, values: tuple[st
 @click.option(
     "--top", type=click.IntRange(1), default=20, show_default=True, help="Neurons a pole, largest delta first."
 )
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write a page too, to this file.")
 @options.model
 @options.device
 @options.dtype
@@ -47,6 +48,7 @@ def command(
     traits: tuple[str, ...],
     neurons: list[tuple[int, int]],
     top: int,
+    page: Path | None,
     model_name: str | None,
     device: str,
     dtype: str,
@@ -83,6 +85,11 @@ def command(
                     model, tokenizer, sites, of_pole, pole, files, neurons or top, batch_size
                 )
                 progress(1)
+    if page:
+        from npti_export.evaluation.report.explanation_page import write_explanation_page
+
+        write_explanation_page(page, Path(name).name, loaded.base_model.id, explained)
+        loading.notice(f"The page is {page}.", quiet)
     if as_json:
         shown = {personality: asdict(of_pole) for personality, of_pole in explained.items()}
         click.echo(json.dumps({"adapter": name, "personalities": shown}, indent=2, ensure_ascii=False))
@@ -95,6 +102,8 @@ def _print(personality: str, found: ExplainedPole) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from npti_export.evaluation.report.explanation_page import delta
+
     def listed(words: tuple[str, ...]) -> str:
         return escape(" ".join(_plain(word.strip()) for word in words if word.strip()))
 
@@ -106,10 +115,11 @@ def _print(personality: str, found: ExplainedPole) -> None:
             f"behind layer {vector.layer}", "", listed(vector.words.promotes), listed(vector.words.suppresses)
         )
     for neuron in found.neurons:
-        delta = "unknown" if neuron.delta is None else f"{neuron.delta:+.3f}"
-        delta += "" if neuron.margin is None else f" ± {neuron.margin:.3f}"
         table.add_row(
-            f"{neuron.layer}:{neuron.index}", delta, listed(neuron.words.promotes), listed(neuron.words.suppresses)
+            f"{neuron.layer}:{neuron.index}",
+            delta(neuron),
+            listed(neuron.words.promotes),
+            listed(neuron.words.suppresses),
         )
         for passage in neuron.passages:
             before, token, after = (escape(_plain(part)) for part in (passage.before, passage.token, passage.after))

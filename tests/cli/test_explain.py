@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from identify_process import TOKENIZER, chat_model, personas, questions
+from markupsafe import escape
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.cli import main
+from npti_export.evaluation.report.explanation_page import write_explanation_page
 from npti_export.identification.elicit import read_transcripts
+from npti_export.identification.explanation import ExplainedPole, NeuronExplanation, Passage, Words
 from npti_export.identification.files import TraitFiles
 from npti_export.identification.selection import select_into
 from npti_export.identification.selector import Selector
@@ -78,6 +81,38 @@ def test_the_table_shows_the_neurons_that_were_asked_for(given: list[str], capsy
         assert "promotes" in table
         assert table.count(" ± ") == 2
         assert table.count("… ") >= 6
+
+
+def test_the_page_shows_what_the_json_tells_and_needs_nothing_else(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "neurons.html"
+    code, out, err = explain([*given, "--top", "2", "--json", "--html", str(page)], capsys)
+    assert code == 0, err
+    assert str(page) in err
+    text = page.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert "://" not in text
+    for personality, found in json.loads(out)["personalities"].items():
+        part = text.partition(f'<h2 id="{personality}">')[2].partition("<h2")[0]
+        for neuron in found["neurons"]:
+            assert f"<td>{neuron['layer']}:{neuron['index']}</td>" in part
+            assert f"{neuron['delta']:+.3f} ± {neuron['margin']:.3f}" in part
+            for passage in neuron["passages"]:
+                marked = f"{escape(passage['before'])}<mark>{escape(passage['token'])}</mark>"
+                assert str(marked) in part
+
+
+def test_a_page_of_words_that_would_be_code_shows_them_as_text(tmp_path: Path) -> None:
+    words = Words(("<script>", " tea"), ("&", " "))
+    passage = Passage(Pole.HIGH, "<b>", "<i>", "</i>", 1.5)
+    neuron = NeuronExplanation(1, 2, None, None, words, None, (passage,))
+    write_explanation_page(tmp_path / "p.html", "a<b", "m", {"openness+": ExplainedPole(1, (neuron,), ())})
+    text = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "<script" not in text.partition("</head>")[2]
+    assert "&lt;script&gt; · tea" in text
+    assert "&lt;b&gt;<mark>&lt;i&gt;</mark>" in text
+    assert "unknown" in text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The report of an evaluation as one HTML page that needs nothing else, with its pictures as PNG beside it.
 
-The page is made from the evaluation's records alone. Answers are what models wrote, so every text is escaped, and the
-page forbids itself the network.
+The page is made from the evaluation's records alone.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from npti_export.errors import NptiError
 from npti_export.evaluation.dose.sums import sum_of_poles
 from npti_export.evaluation.intervals import Estimate
+from npti_export.evaluation.report.pages import rendered
 from npti_export.evaluation.report.pictures import drawn, png, svg
 from npti_export.evaluation.report.published_figures import SOURCE, published_for
 from npti_export.evaluation.report.table import certainty_lines, verdict_lines
@@ -106,15 +105,9 @@ def page(evaluation: Evaluation, pictures: list[Picture]) -> str:
         evaluation: What was found.
         pictures: In the order of the page; their elements are put in as they are.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"signed": signed, "interval": interval, "number": number, "share": share}
-    return environment.get_template(TEMPLATE).render(
+    return rendered(
+        TEMPLATE,
+        {"signed": signed, "interval": interval, "number": number, "share": share},
         e=evaluation,
         settings=evaluation.settings,
         scale=f"{evaluation.judge.lowest:g} to {evaluation.judge.highest:g}",
