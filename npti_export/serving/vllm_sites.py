@@ -18,7 +18,7 @@ from npti_export.steering.sites import FINGERPRINT_WEIGHTS, FINGERPRINTED, Site
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _EXPERTS = re.compile(r"FusedMoE|MoERunner|(?<!MixtureOf)Experts")
-"""In the names of a module's classes; MixtureOfExperts is what models are that may have some, Gemma 4 without them too."""
+"""In the names of a module's classes; a model that may have some is a MixtureOfExperts without them too (Gemma 4)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ServedSite:
         first: Index of the slice's first neuron in the layer.
         whole: How many neurons the layer has.
         layer_name: Dotted name of the decoder layer within the model.
+        merged: Whether it gets gate and up side by side and returns their product.
     """
 
     site: Site
@@ -38,6 +39,7 @@ class ServedSite:
     first: int
     whole: int
     layer_name: str
+    merged: bool = False
 
 
 def find_served_sites(model: nn.Module, dtype: torch.dtype, device: torch.device) -> list[ServedSite]:
@@ -143,7 +145,11 @@ def _site(
         return None
     whole = int(narrow[0].input_size)
     width = int(getattr(narrow[0], "input_size_per_partition", whole))
-    gated = isinstance(wide[0], MergedColumnParallelLinear)
+    merged = isinstance(wide[0], MergedColumnParallelLinear)
+    # GLM, as transformers has it, splits the output of one map itself, and its activation gets the gate half alone.
+    gated = merged or int(wide[0].output_size) == 2 * whole
+    if getattr(wide[0], "gather_output", False):
+        width = whole  # the ranks have all of it between the maps
     if any(int(linear.output_size) != whole * (1 + gated) for linear in wide):
         return None
     if len(wide) > 1 or len(activations) > 1:
@@ -153,7 +159,7 @@ def _site(
             f"activations ({parts}); one of each was expected, gate and up in one map."
         )
     key, activation = activations[0]
-    function = _gate_function(activation) if gated else _plain_function(activation)
+    function = _gate_function(activation) if merged else _plain_function(activation)
     if function is None:
         raise NptiError(
             f"{name}.{key} is {type(activation).__name__}, which cannot be served with personalities; SiluAndMul and "
@@ -171,7 +177,7 @@ def _site(
         device=device,
     )
     first = width * int(narrow[0].tp_rank) if width < whole else 0
-    return ServedSite(site, function, first, whole, f"{name}."[: layer.end() - 1])
+    return ServedSite(site, function, first, whole, f"{name}."[: layer.end() - 1], merged)
 
 
 def _gate_function(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:

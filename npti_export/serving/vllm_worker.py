@@ -144,7 +144,7 @@ def steer_runner(runner: Any, served: ServedPersonalities) -> None:
             own.fill(slot, SteeringRow(row.cap[_slice(site)], row.shift[_slice(site)], row.residual))
 
     for site, own in zip(sites, tables, strict=True):
-        steered = ServedActivation(site.function, site.site.gated, own, tokens.buffer)
+        steered = ServedActivation(site.function, site.merged, own, tokens.buffer)
         setattr(site.site.owner, site.site.attribute, steered)
         if own.output is not None and own.residual is not None:
             add_to_output(own.output, own.residual, tokens.buffer)

@@ -1,168 +1,132 @@
-"""Families of models that vLLM serves, tiny and random, each against the transformers runtime.
+"""Families of models and quantised weights under vLLM, each against the transformers runtime.
 
-    python tests/serving/vllm_families.py [NAME …]
+    python tests/serving/vllm_families.py [--write] [NAME …]
 
-prints the table of docs/serving.md, a line a family, as soon as it is known. Each is tried in a process of its own,
-made from one that has vLLM imported already.
+prints a line of the tables for each, as soon as it is known; with --write they go into docs/serving_families.md, where
+the lines of those that were not tried stay.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
-from dataclasses import dataclass, field
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # as pytest has them
 
-import torch
-from engine_process import answer
-from engines import ONE_PROCESS, VOCABULARY, Request, assert_same, by_transformers, environment, served_model
+from vllm_family_list import FAMILIES, QUANTISED, Family
+from vllm_family_tried import result_of
 
-PROMPT = (10, 11, 12, 13, 14, 15, 16, 9, 20)
-NEURONS = (None, "openness+", "neuroticism-0.7", "extraversion+")
-DENSE = ("conscientiousness+", "agreeableness-1.2")
-SIZES = {
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
-SECONDS = 900
+PAGE = Path(__file__).parents[2] / "docs" / "serving_families.md"
+DENSE_REFUSED = "methods residual and hybrid"
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family by the name of its config class, without ``Config``, and what a tiny one needs beside the usual."""
-
-    name: str
-    sizes: dict[str, object] = field(default_factory=dict)
-
-
-GPT = {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_inner": 192, "n_positions": 256}
-HEAD = {"head_dim": 32}
-FAMILIES = [
-    *(Family(name) for name in ("Llama", "Mistral", "Qwen2", "Granite", "StableLm", "Olmo2", "Cohere")),
-    *(Family(name, HEAD) for name in ("Qwen3", "Gemma", "Gemma2", "Gemma3Text", "Glm4", "Exaone4", "Cohere2")),
-    *(Family(name, HEAD) for name in ("SeedOss", "Ernie4_5", "SmolLM3", "Helium")),
-    Family("Phi3"),
-    Family("GPT2", GPT),
-    Family("GPTJ", {**GPT, "rotary_dim": 32}),
-    Family("GPTNeoX"),
-    Family("OPT", {"ffn_dim": 192, "word_embed_proj_dim": 128}),
-    Family("Bloom", {"n_layer": 3, "n_head": 4, "intermediate_size": 512}),
-    Family("Falcon", {"ffn_hidden_size": 512, "alibi": False, "new_decoder_architecture": False}),
-    Family("Phi"),
-    Family("Starcoder2"),
-    Family("Nemotron"),
-    Family("Apertus"),
-    Family("Arcee"),
-    Family("Lfm2", {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"] * 3}),
-    Family("Mixtral", {"num_local_experts": 4}),
-    Family("Qwen3Moe", {**HEAD, "moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}),
-]
-
-
-def tried(family: Family, dense: bool) -> str:
-    """``equal``, or why not; for each request of a mixed batch the answer against the runtime's."""
-    import transformers
-    from vllm import LLM
-    from vllm.model_executor.models import registry
-
-    # vLLM looks at a model's class in yet another process, which imports everything anew.
-    registry._run_in_subprocess = lambda function: function()
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family.name}Config")(**SIZES | family.sizes)
-    folder = Path(tempfile.mkdtemp())
-    served = served_model(transformers.AutoModelForCausalLM.from_config(config).eval(), folder, dense)
-    os.environ.update(environment(served, **ONE_PROCESS))
-    llm = LLM(
-        str(served.model_folder),
-        dtype="float32",
-        max_model_len=128,
-        enforce_eager=True,
-        seed=0,
-        distributed_executor_backend="uni",
-    )
-    requests = [Request(PROMPT, spec, 12) for spec in (NEURONS + DENSE if dense else NEURONS)]
-    answers = answer(llm, [vars(request) | {"prompt": list(request.prompt)} for request in requests])
-    steered = 0
-    for request, given in zip(requests, answers, strict=True):
-        assert_same(given, by_transformers(served, request))
-        steered += given["logprobs"] != answers[0]["logprobs"]
-    assert steered == len(requests) - 1, "a personality changed nothing"
-    return "equal"
-
-
-def _try_and_tell(family: Family, dense: bool, log: Path, told: Connection) -> None:
-    with log.open("w") as written:
-        os.dup2(written.fileno(), 1)
-        os.dup2(written.fileno(), 2)
-    try:
-        result = tried(family, dense)
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
-        result = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-    told.send(result)
-    told.close()
-    os._exit(0)
-
-
-def result_of(family: Family, dense: bool, log: Path) -> str:
-    """What :func:`tried` says in a process of its own.
+class Seen:
+    """What became of a family: ``equal``, or why not.
 
     Args:
-        family: Which.
-        dense: Whether the adapter has a dense part too.
-        log: Where everything goes that is said there.
+        code: Whose implementation vLLM runs, its own or that of transformers.
+        neurons: With equation 4.
+        dense: With the dense part of ``residual`` and ``hybrid``.
     """
-    forked: Any = get_context("fork")
-    mine, theirs = forked.Pipe()
-    process = forked.Process(target=_try_and_tell, args=(family, dense, log, theirs))
-    process.start()
-    theirs.close()
-    try:
-        result: str = mine.recv() if mine.poll(SECONDS) else f"no answer in {SECONDS} s"
-    except EOFError:
-        result = "the process ended"
-    if process.is_alive():
-        process.join(10)
-        process.kill()
-    process.join()
-    return result
+
+    code: str
+    neurons: str
+    dense: str
+
+    def line(self, family: Family) -> str:
+        """Of the table."""
+        dense = "the same" if self.dense == self.neurons else _said(self.dense)
+        return f"| {family.name} | {self.code} | {_said(self.neurons)} | {dense} | {family.note} |"
 
 
-def results(family: Family, log: Path) -> tuple[str, str]:
-    """For neurons and for dense parts; a family that takes both is tried once."""
-    both = result_of(family, True, log)
-    return (both, both) if both == "equal" else (result_of(family, False, log.with_suffix(".neurons.log")), both)
+def _said(result: str) -> str:
+    return result.replace("NptiError: ", "refused: ", 1).replace("AssertionError: ", "differs: ", 1).replace("|", "/")
+
+
+def seen(family: Family, log: Path) -> Seen:
+    """Tries a family: once if it takes a dense part too, and again where that alone is refused."""
+    code, both = result_of(family, True, log)
+    if DENSE_REFUSED not in both:
+        return Seen(code, both, both)
+    return Seen(code, result_of(family, False, log.with_suffix(".neurons.log"))[1], both)
+
+
+def page(lines: dict[str, str]) -> str:
+    """The text of docs/serving_families.md.
+
+    Args:
+        lines: Of the tables, by the family's name.
+    """
+
+    def of(families: Iterable[Family]) -> str:
+        return "\n".join(
+            lines.get(family.name, Seen("–", "not tried", "not tried").line(family)) for family in families
+        )
+
+    return TEXT.format(families=of(FAMILIES), quantised=of(QUANTISED))
 
 
 def main() -> None:
-    import vllm  # noqa: F401
+    from vllm import LLM  # noqa: F401  # before the processes are forked that need it
 
-    named = sys.argv[1:]
+    named = [name for name in sys.argv[1:] if name != "--write"]
     logs = Path(tempfile.mkdtemp())
     print(f"logs: {logs}", file=sys.stderr)
-    print("| family | neurons | dense part |\n|---|---|---|")
-    for family in FAMILIES:
-        if not named or family.name in named:
-            neurons, dense = results(family, logs / f"{family.name}.log")
-            print(f"| {family.name} | {neurons} | {'the same' if dense == neurons else dense} |", flush=True)
+    for family in [*FAMILIES, *QUANTISED]:
+        if named and family.name not in named:
+            continue
+        line = seen(family, logs / f"{family.name}.log").line(family)
+        print(line, flush=True)
+        if "--write" in sys.argv[1:]:
+            written = PAGE.read_text("utf-8").splitlines() if PAGE.exists() else []
+            lines = {old.split(" | ")[0].strip("| "): old for old in written if old.startswith("| ")}
+            PAGE.write_text(page(lines | {family.name: line}), encoding="utf-8")
 
+
+TEXT = """# Model families under vLLM
+
+Written by `python tests/serving/vllm_families.py --write`, in vLLM 0.32 on a CPU. Each is a tiny random float32 model
+with an adapter of random neurons, part of which adds to the residual stream too (the methods `residual` and `hybrid`:
+*dense part*), asked in one batch for several personalities and for none. *Equal*: every answer has the tokens and,
+within 1e-4, the log-probabilities of `load_personality` under transformers, and each personality moves them by more
+than five times what is allowed. The names are those of the config classes of transformers 5; *code* is whose
+implementation vLLM runs, its own or that of transformers.
+
+| family | code | neurons | dense part | special |
+|---|---|---|---|---|
+{families}
+
+A family that is not in the table works if its layers are built like one of these: sites are found by their shape, each
+layer is run on one token as it is and moved, and what does not answer is refused at the start with the module's name.
+In layers with a gate SiluAndMul, GeluAndMul and GeluAndMulSparse can be steered, in others, and where the model splits
+gate and up itself, any activation that maps number by number.
+
+## Quantised weights
+
+As above, with weights as checkpoints of compressed-tensors hold them, against a transformers model whose maps round
+weights and inputs to the same numbers in plain PyTorch and that `load_personality` steers. A number between two of the
+format may be rounded the one way here and the other way there, so answers lie further apart; the table says how far.
+
+| checkpoint | code | neurons | dense part | special |
+|---|---|---|---|---|
+{quantised}
+
+The INT8 weights are 63 at most: on processors without VNNI vLLM's INT8 kernel (oneDNN) saturates with larger ones, and
+what it answers without any plugin is then off as well, by 0.1 nats in these models.
+
+Untested, because vLLM's CPU build has no kernel for them, or none for the processor at hand (AVX2): FP8 with static
+scales of inputs (in Llama's layers), FP8 in blocks, FP8 weights with inputs as they are, weights of 4 bits (GPTQ, AWQ,
+compressed-tensors), MXFP8, MXFP4 and NVFP4; and torchao, Quark, ModelOpt and `--quantization` at load time, which were
+not tried. vLLM 0.32 has neither bitsandbytes nor GGUF. What its sources tell of them: an activation is fused with the
+quantisation behind it by its type (`maybe_fused_act_quant`) or as a pattern of the compiled graph (`fuse_act_quant`),
+and the plugin's activation is neither that type nor that pattern, so the edit stays in the path and the two kernels run
+one after the other. With static scales the next map clamps its input to the range it was calibrated on: a strong dose
+saturates there.
+"""
 
 if __name__ == "__main__":
     main()
