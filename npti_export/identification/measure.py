@@ -103,7 +103,8 @@ def measure(
     for site, counter in zip(sites, counters, strict=True):
         if int(counter.not_finite):
             raise NptiError(
-                f"{site.name} gave activations that are no finite numbers; load the model in another --dtype."
+                f"{site.name} gave {int(counter.not_finite)} activations that are no finite numbers; load the model in "
+                "another --dtype."
             )
     counted = np.array([sum(row.counted) for row in rows], dtype=np.int64)
     lengths = [counted[np.array(halves, dtype=np.int64) == half] for half in (0, 1)]

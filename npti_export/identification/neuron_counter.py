@@ -68,8 +68,7 @@ class NeuronCounter:
         for begin in range(0, len(values), at_once):
             now = slice(begin, begin + at_once)
             part = values[now].float().contiguous()
-            # A number that is not finite is the smallest or the largest, which costs a tenth of looking at each.
-            self.not_finite += (~torch.stack(part.aminmax()).isfinite()).any()
+            self.not_finite += count_not_finite(part)
             at = bin_numbers(part).add_(self.offsets)
             if self.experts:
                 at += expert[now, None] * (self.width * BINS)
@@ -104,6 +103,16 @@ def bin_numbers(values: Tensor) -> Tensor:
     steps = (values.clamp(below / LINEAR_STEPS, 1.0) * LINEAR_STEPS).floor_().int() - below
     bits = (values.view(torch.int32) >> (MANTISSA - MANTISSA_BITS)) - (ONE_IN_BITS - LINEAR_STEPS + below)
     return torch.maximum(steps, bits).clamp_(0, BINS - 1)
+
+
+def count_not_finite(values: Tensor) -> int:
+    """How many of the values, at least one, are no finite numbers.
+
+    If any is not, the smallest or the largest is not: seeing these two costs a tenth of looking at each.
+    """
+    if bool(torch.stack(values.aminmax()).isfinite().all()):
+        return 0
+    return int((~values.isfinite()).sum())
 
 
 def whole(values: Tensor, bits: int, largest: float) -> Tensor:

@@ -17,14 +17,14 @@ from npti_export.errors import NptiError
 
 # Bins of the activation histogram: steps of 1/128 up to 1, then of 1/64 of the octave that the value is in, which are
 # the first six bits of its mantissa. The middle of a bin is then off by at most 0.004 or 0.8 % of the value, within the
-# 0.005 or 1 % that targets are allowed, and all edges are exact in float32. Nothing below -0.5 and from 2^16 on, which
-# is more than float16 holds, is told apart: no activation function goes below -0.28, and no target came near 2^16.
+# 0.005 or 1 % that targets are allowed, and all edges are exact in float32. Nothing below -0.5 and from 2^20 on is told
+# apart: no activation function in use goes below -0.28, and no target that was ever seen comes near the upper end.
 LINEAR_STEPS = 128
 LOWEST = -0.5
 MANTISSA_BITS = 6
-OCTAVES = 16
+OCTAVES = 20
 
-LARGEST = 2.0**20
+LARGEST = 2.0**OCTAVES
 """The size up to which activations are added up; what is larger counts as this."""
 TOTAL_BITS = 20
 """Sums of activations are in units of 2^-20; one activation is at most 2^20 in size, so that 2^23 of the largest fit
@@ -173,7 +173,7 @@ class NeuronStatistics:
     Args:
         widths: Number of neurons of each layer; they add up to N.
         halves: Counts over the answers to every other question, from the first and from the second on.
-        histogram: Tokens of both halves in each bin, int32 [N, bins] (for 458,752 neurons 2.2 GB).
+        histogram: Tokens of both halves in each bin, int32 [N, bins] (for 458,752 neurons 2.7 GB).
         stream: Sum over tokens of both halves of the residual stream behind each layer in units of 2^-20, int64
             [layers, hidden]; None where the layers return no single one, or it was not measured.
     """

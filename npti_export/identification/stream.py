@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from npti_export.errors import NptiError
-from npti_export.identification.neuron_counter import whole
+from npti_export.identification.neuron_counter import count_not_finite, whole
 from npti_export.identification.processes import from_all, processes
 from npti_export.identification.statistics import LARGEST, TOTAL_BITS
 
@@ -28,7 +28,7 @@ class StreamCounter:
     def __init__(self, layers: int, answer: Callable[[], Tensor]) -> None:
         self._answer = answer
         self._sums: list[Tensor | None] = [None] * layers
-        self._finite = [True] * layers
+        self._not_finite = [0] * layers
         self._single = True
 
     def watch(self, layers: Sequence[nn.Module]) -> list[RemovableHandle]:
@@ -39,9 +39,9 @@ class StreamCounter:
         """Adds what the counters of other processes added up; every process calls it."""
         if processes() == 1:
             return
-        every = from_all((self._single, self._finite, [s if s is None else s.cpu() for s in self._sums]))
+        every = from_all((self._single, self._not_finite, [s if s is None else s.cpu() for s in self._sums]))
         self._single = all(single for single, _, _ in every)
-        self._finite = [all(finite) for finite in zip(*(finite for _, finite, _ in every), strict=True)]
+        self._not_finite = [sum(counts) for counts in zip(*(counts for _, counts, _ in every), strict=True)]
         for at, of_layer in enumerate(zip(*(sums for _, _, sums in every), strict=True)):
             there = [of_process for of_process in of_layer if of_process is not None]
             alike = len({of_process.shape for of_process in there}) == 1
@@ -60,11 +60,11 @@ class StreamCounter:
         there = [of_layer.cpu().numpy() for of_layer in self._sums if of_layer is not None]
         if not self._single or len(there) < len(self._sums) or len({of_layer.shape for of_layer in there}) != 1:
             return None
-        for at, finite in enumerate(self._finite):
-            if not finite:
+        for at, count in enumerate(self._not_finite):
+            if count:
                 raise NptiError(
-                    f"The residual stream behind {names}.{at} holds numbers that are not finite; load the model in "
-                    "another --dtype."
+                    f"The residual stream behind {names}.{at} holds {count} numbers that are not finite; load the "
+                    "model in another --dtype."
                 )
         return np.stack(there)
 
@@ -78,7 +78,7 @@ class StreamCounter:
             return
         values = stream[answer.to(stream.device)].float()
         if values.numel():
-            self._finite[at] &= bool(torch.stack(values.aminmax()).isfinite().all())
+            self._not_finite[at] += count_not_finite(values)
         added = whole(values, TOTAL_BITS, LARGEST).long().sum(0)
         before = self._sums[at]
         self._sums[at] = added if before is None else before + added

@@ -182,7 +182,7 @@ def test_a_layer_that_returns_no_single_stream_is_done_without() -> None:
     layer(torch.full((2, 3, 5), 0.5))
     assert counter.sums("layers").tolist() == [[9 * 2**20] * 5]
     layer(torch.full((2, 3, 5), torch.inf))
-    with pytest.raises(NptiError, match=r"^The residual stream behind layers\.0 holds numbers that are not finite"):
+    with pytest.raises(NptiError, match=r"^The residual stream behind layers\.0 holds 30 numbers that are not finite"):
         counter.sums("layers")
     layer(torch.ones(4, 2, 3, 5))
     assert counter.sums("layers") is None
@@ -239,7 +239,7 @@ def test_batches_and_halves_add_up(
 
 VALUES = st.one_of(
     st.floats(-0.25, 4.0, width=32),
-    st.floats(1.0, 2.0**16 - 8, width=32),
+    st.floats(1.0, 1e5, width=32),
     st.sampled_from([0.0, -0.0, 1e-40, 1e-6, -1e-6, 1 / 128, 1.0, 2.0, -0.5]),
 ).map(np.float32)
 
@@ -333,7 +333,7 @@ def test_an_activation_that_is_no_number_is_an_error(model: LlamaForCausalLM) ->
 
     hook = model.model.layers[1].mlp.act_fn.register_forward_hook(spoil)
     try:
-        with pytest.raises(NptiError, match=r"^model\.layers\.1\.mlp\.act_fn gave activations that are no finite"):
+        with pytest.raises(NptiError, match=r"^model\.layers\.1\.mlp\.act_fn gave 2 activations that are no finite"):
             measure(model, TOKENIZER, sites, [transcript])
     finally:
         hook.remove()

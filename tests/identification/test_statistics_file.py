@@ -66,7 +66,7 @@ def test_read_back_is_what_was_written(tmp_path: Path, tokens: int, dtype: type[
     assert kept.shape == (
         7,
         used[-1] - used[0] + 1 if tokens else 0,
-    )  # of 1,218 bins those between the first and last used
+    )  # of 1,474 bins those between the first and last used
     assert kept.shape[1] <= 250
     first = path.read_bytes()
     write_statistics(path, read, model, "openness", Pole.HIGH)
