@@ -15,7 +15,7 @@ def counts_bytes(neurons: int) -> int:
     """What is kept of so many neurons of one pole: int32 for every bin, int64 for every sum of either half.
 
     >>> counts_bytes(458_752)  # Llama-3-8B
-    2279079936
+    2748841984
     """
     return neurons * ((len(bin_edges()) + 1) * 4 + len(SUMS) * 2 * 8)
 
