@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from of_traits import Run, run
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from npti_export.adapter.records import ONLY_RESIDUAL
 from npti_export.cli import loading
 from npti_export.evaluation.dose.trial import MAX_FLUENCY, Trial
 from npti_export.evaluation.intervals import Estimate
@@ -29,6 +30,7 @@ from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.identification.answers import Prompt, generate_answers
 from npti_export.identification.files import TraitFiles
+from npti_export.identification.fit import fit_ways, most_fitted
 from npti_export.identification.selection import run_selects
 from npti_export.identification.selector import Selector, layers_to_try
 from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure
@@ -41,6 +43,7 @@ DOSES = {
     "mean-shift": (1.0, 2.0, 3.0),
     "residual": (0.7, 1.4, 2.0),
     "hybrid": (0.5, 1.0, 1.5),
+    "fitted": (0.7, 1.0, 1.5),
 }
 PROMPT = "persona in the prompt"
 TICKS = (1, 1.25, 1.5, 2, 3, 5, 8, 12)
@@ -78,9 +81,17 @@ def ways(num_layers: int) -> dict[str, Selector]:
         "mean-shift 50 %": Selector("mean-shift", share=0.5),
     }
     for layer in layers_to_try(range(num_layers)):
-        tried[f"residual behind layer {layer}"] = Selector("residual", residual_layer=layer)
+        tried[f"residual behind layer {layer}"] = Selector("residual", residual_layers=(layer,))
     hybrid = Selector("hybrid")
-    return tried | {f"hybrid behind layer {hybrid.residual_behind(num_layers)}": hybrid}
+    fitted = Selector("fitted")
+    return tried | {
+        f"hybrid behind layer {_numbers(hybrid.residual_behind(num_layers))}": hybrid,
+        f"fitted behind layers {_numbers(fitted.residual_behind(num_layers))}": fitted,
+    }
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 @click.command()
@@ -113,7 +124,9 @@ def points_of(
         files = TraitFiles(Path(folder), name)
         transcripts, statistics, measured = run_elicit_and_measure(work, files, material, RELIABILITY, progress)
     selectors = ways(work.base_model.num_layers)
-    selected = run_selects(name, statistics, measured, [list(selectors.values())])[0]
+    selected = run_selects(name, statistics, measured, [list(selectors.values())])
+    with loading.stage(f"{name}: fit vectors", most_fitted(selected, len(transcripts))) as progress:
+        [selected] = fit_ways(model, tokenizer, selected, transcripts, batch_size, progress)
     decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
     texts = [question.text for question in questions]
     points: list[Point] = []
@@ -125,7 +138,7 @@ def points_of(
             for (way, selector), record in zip(selectors.items(), selected, strict=True):
                 for gamma in DOSES[selector.method]:
                     dose = trial.measure(record, pole, gamma)
-                    moved = 0 if selector.method == "residual" else len(record.poles[pole].neurons)
+                    moved = 0 if selector.method in ONLY_RESIDUAL else len(record.poles[pole].neurons)
                     points.append(Point(way, f"{name}{pole.sign}", gamma, moved, dose.effect, dose.fluency))
             rng = random.Random(f"prompt {name}")
             described = [persona for persona in shipped_personas(name) if persona.pole is pole]

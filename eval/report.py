@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -40,6 +41,7 @@ from npti_export.evaluation.side_by_side import DOSES, Exam, Subject, evaluate
 from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.files import TraitFiles, digest
+from npti_export.identification.fit import fit_way
 from npti_export.identification.questions import balanced
 from npti_export.identification.stages import run_elicit_and_measure
 from npti_export.pipeline import plan_traits, transcripts_file, work_with
@@ -113,8 +115,9 @@ def main(
                 material = plan_traits([name], max_questions=SEED_QUESTIONS, seed=other)[name]
                 files = TraitFiles(work / f"seed{other}", name)
                 measuring = work_with(model, tokenizer, batch_size)
-                _, statistics, measured = run_elicit_and_measure(measuring, files, material, 1.0, progress)
-                anew = made_anew(loaded.traits[name], statistics, measured)
+                answers, statistics, measured = run_elicit_and_measure(measuring, files, material, 1.0, progress)
+                fit = partial(fit_way, model, tokenizer, transcripts=answers, batch_size=batch_size)
+                anew = made_anew(loaded.traits[name], statistics, measured, fit)
                 steering = PersonalityAdapter(loaded.base_model, {name: anew})
                 terms = [Term(name, pole) for pole in Pole]
                 results += [seed_result(asker, steering, term, other, exam, progress) for term in terms]

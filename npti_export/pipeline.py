@@ -22,6 +22,7 @@ from npti_export.identification.answer_faults import AnswerFaults
 from npti_export.identification.elicit import IDENTIFICATION_DECODING, Transcript
 from npti_export.identification.endpoint import Endpoint
 from npti_export.identification.files import TraitFiles, digest, file_sha256
+from npti_export.identification.fit import EPOCHS, RATE, ROWS, fit_ways, most_fitted
 from npti_export.identification.given import read_given
 from npti_export.identification.measurement import Measurement
 from npti_export.identification.processes import first_does
@@ -146,10 +147,13 @@ def identify(
         has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
         ways = run_selects(name, statistics, measured, ways_to_try(selector, work.base_model.num_layers, has_stream))
         decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
-        budget = (DOSES, DOSES_BY_MEAN, MAX_FLUENCY)
+        budget = (DOSES, DOSES_BY_MEAN, MAX_FLUENCY, EPOCHS, ROWS, RATE)
         made_with = digest(work.decides, file_sha256(files.measurement), selector, planned.held_back, decoding, budget)
         done = first_does(partial(read_done, files, adapter, made_with))
         if done is None:
+            if steps := most_fitted(ways, len(answers)):
+                with stage(f"{name}: fit vectors to the answers", steps) as progress:
+                    ways = fit_ways(model, tokenizer, ways, answers, batch_size, progress)
             with stage(f"{name}: find the dose", most_answers(ways, len(planned.held_back))) as progress:
                 calibration = calibrate(
                     model, tokenizer, work.base_model, ways, planned.held_back, judge, decoding, progress

@@ -330,7 +330,7 @@ HEAD = """# Model families
 Written by `python tests/families.py`, which builds a tiny random model of each family, loads an adapter and compares
 with an independent implementation: plain forward hooks at the places named below, or a patched function call where
 there is no module. It is done twice, with equation 4 on the neurons, and with it and vectors for the residual stream
-together (the methods `residual` and `hybrid`). *Equal* means bit for bit: the logits of a forward in float32 and
+together (`residual`, `hybrid` and `fitted`). *Equal* means bit for bit: the logits of a forward in float32 and
 bfloat16 (all rows steered; a mixed batch of one steered and one neutral row; neutral), the logits of every step of a
 generation with a cache in float32, and, after unloading, the model as it was, object by object. The names are those of
 the config classes of transformers 5.

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import HYBRID, MEAN_SHIFT, NPTI, RESIDUAL, TraitRecord
+from npti_export.adapter.records import FITTED, HYBRID, MEAN_SHIFT, NPTI, RESIDUAL, TraitRecord
 from npti_export.traits import Pole, in_canonical_order
 
 TEMPLATE = "card.md.jinja"
@@ -164,6 +164,8 @@ def _method(trait: TraitRecord, pole: Pole) -> str:
         MEAN_SHIFT: by_mean,
         RESIDUAL: dense,
         HYBRID: f"{by_mean}; and {dense}",
+        FITTED: "γ times vectors added to the residual stream after some layers, fitted so that the model without "
+        "persona writes what it wrote in character",
         NPTI: f"neurons whose δ is {method.min_difference:g} or more (or the largest, where those are few), with γ · "
         f"target · f(δ) added: the target is their percentile {method.percentile:g}, f(δ) a sigmoid of steepness "
         f"{method.steepness:g} around {method.midpoint:g}",

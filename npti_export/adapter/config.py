@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from npti_export.adapter.base_model import BaseModel, LayerNeurons
 from npti_export.adapter.neurons import NeuronSet
 from npti_export.adapter.records import (
+    FITTED,
     HYBRID,
     MEAN_SHIFT,
     NPTI,
@@ -38,11 +39,18 @@ from npti_export.traits.spec import NEUTRAL_NAME
 FORMAT_VERSION = 1
 LIBRARY_NAME = "npti-export"
 
-_KINDS = {NPTI: "sigmoid", MEAN_SHIFT: "mean-difference", HYBRID: "mean-difference", RESIDUAL: "none"}
+_KINDS = {
+    NPTI: "sigmoid",
+    MEAN_SHIFT: "mean-difference",
+    HYBRID: "mean-difference",
+    RESIDUAL: "none",
+    FITTED: "none",
+}
 """How the shift of each method is made."""
 _THRESHOLDS = {
     NPTI: "min_difference",
     RESIDUAL: "min_difference",
+    FITTED: "min_difference",
     MEAN_SHIFT: "min_effect_size",
     HYBRID: "min_effect_size",
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import HAS_RESIDUAL, MOVES_BY_MEAN, NPTI, PoleRecord, TraitRecord
+from npti_export.adapter.records import HAS_RESIDUAL, MOVES_BY_MEAN, NPTI, ONLY_RESIDUAL, PoleRecord, TraitRecord
 from npti_export.errors import NptiError
 from npti_export.traits import Pole
 
@@ -62,7 +62,8 @@ def _check_pole(record: PoleRecord, model: BaseModel, where: str) -> None:
         _check_effect(record, where)
     expected = method.shift(record.gamma, neurons.target, neurons.delta, neurons.mean_difference)
     if not np.allclose(neurons.shift, expected, rtol=RELATIVE, atol=ABSOLUTE):
-        rule = {NPTI: "gamma · target · f(delta)", "residual": "0"}.get(method.name, "gamma · mean difference")
+        rules = {NPTI: "gamma · target · f(delta)"} | dict.fromkeys(ONLY_RESIDUAL, "0")
+        rule = rules.get(method.name, "gamma · mean difference")
         raise NptiError(f"{where}: a shift is not {rule} with the gamma of {record.gamma:g} given.")
     if (record.residual is not None) != (method.name in HAS_RESIDUAL):
         there = "missing" if record.residual is None else "there"

@@ -15,11 +15,13 @@ from npti_export.traits import Pole
 
 Caps = Literal["opposite", "none"]
 
-NPTI, MEAN_SHIFT, RESIDUAL, HYBRID = "npti", "mean-shift", "residual", "hybrid"
+NPTI, MEAN_SHIFT, RESIDUAL, HYBRID, FITTED = "npti", "mean-shift", "residual", "hybrid", "fitted"
 """The rules that choose and move neurons: the paper's equation 4, the difference of the poles' means on neurons, the
-same on the residual stream, and both together."""
+same on the residual stream, both together, and vectors there that were fitted to the pole's answers."""
 MOVES_BY_MEAN = (MEAN_SHIFT, HYBRID)
-HAS_RESIDUAL = (RESIDUAL, HYBRID)
+ONLY_RESIDUAL = (RESIDUAL, FITTED)
+"""Their neurons are only there to be capped by the opposite pole."""
+HAS_RESIDUAL = (*ONLY_RESIDUAL, HYBRID)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Method:
 
     Args:
         name: Which rule chose and moves the neurons: ``npti``, the paper's, ``mean-shift``, ``residual`` or ``hybrid``.
-        min_difference: Smallest delta of a chosen neuron (``npti`` and ``residual``, whose neurons are only there to be
-            capped by the opposite pole).
+        min_difference: Smallest delta of a chosen neuron (``npti``, and ``residual`` and ``fitted``, whose neurons are
+            only there to be capped by the opposite pole).
         percentile: Which percentile of the pole's own activations is the target.
         steepness: Of the sigmoid that weighs a neuron by its delta (``npti``).
         midpoint: Delta at which that weight is one half (``npti``).
@@ -61,7 +63,7 @@ class Method:
     ) -> NDArray[np.float32]:
         """What the rule adds to each neuron at strength 1, computed in float64 and rounded once.
 
-        ``npti``: γ · target · f(|δ|); ``mean-shift`` and ``hybrid``: γ · mean difference; ``residual``: 0.
+        ``npti``: γ · target · f(|δ|); ``mean-shift`` and ``hybrid``: γ · mean difference; the others: 0.
 
         Args:
             gamma: The dose γ.
@@ -79,7 +81,7 @@ class Method:
         >>> Method().shift(1.4, third, third), Method("mean-shift").shift(2.0, third, third, third)
         (array([0.34338132], dtype=float32), array([0.6], dtype=float32))
         """
-        if self.name == RESIDUAL:
+        if self.name in ONLY_RESIDUAL:
             return np.zeros_like(target)
         if self.name in MOVES_BY_MEAN:
             if mean_difference is None:
@@ -120,7 +122,7 @@ class PoleRecord:
         method: How neurons and shift were made.
         dose_curve: What was measured to find the dose.
         scores: What an evaluation measured, by its name.
-        residual: What ``residual`` and ``hybrid`` add to the residual stream, else None.
+        residual: What ``residual``, ``hybrid`` and ``fitted`` add to the residual stream, else None.
     """
 
     neurons: NeuronSet

@@ -57,7 +57,7 @@ class ShiftFields(_Strict):
 class MethodFields(_Strict):
     """The field ``method`` of a pole; which of the two thresholds it has follows from the name."""
 
-    name: Literal["npti", "mean-shift", "residual", "hybrid"]
+    name: Literal["npti", "mean-shift", "residual", "hybrid", "fitted"]
     min_difference: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_effect_size: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     percentile: Annotated[float, Field(gt=0, lt=100)]

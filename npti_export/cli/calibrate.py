@@ -91,6 +91,7 @@ def command(
 
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
+    from npti_export.adapter.records import FITTED
     from npti_export.evaluation.dose.recalibration import POSITIONS, own_questions, recalibrate, write_calibration
     from npti_export.evaluation.dose.recalibration import as_json as found_as_json
     from npti_export.evaluation.dose.sweep import most_search_answers, most_sweep_answers
@@ -98,6 +99,7 @@ def command(
     from npti_export.evaluation.judges.cost import Cost, cost_ahead
     from npti_export.evaluation.protocol import EVALUATION_DECODING
     from npti_export.identification.files import TraitFiles
+    from npti_export.identification.fit import fit_ways, most_fitted
     from npti_export.identification.selection import read_measured, run_selects
     from npti_export.identification.selector import AUTO, Selector, ways_to_try
     from npti_export.steering.sites import base_model_id
@@ -132,7 +134,11 @@ def command(
             statistics, measured, _ = read_measured(TraitFiles(folder, name))
             has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
             tried = ways_to_try(Selector(AUTO), loaded.base_model.num_layers, has_stream)
-            ways[name] = run_selects(name, statistics, measured, tried)
+            if not answered:  # there is nothing to fit to
+                tried = [of_list for of_list in tried if of_list[0].method != FITTED]
+            selected = run_selects(name, statistics, measured, tried)
+            with loading.stage(f"{name}: fit vectors", most_fitted(selected, len(answered)), quiet) as progress:
+                ways[name] = fit_ways(model, tokenizer, selected, answered, batch_size, progress)
     positions = (*POSITIONS, *(("answer",) if Thinking.of(tokenizer) else ())) if search else ()
     cost = Cost()
     for name in names:

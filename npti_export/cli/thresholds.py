@@ -25,17 +25,18 @@ def _layer_range(_context: click.Context, _option: click.Parameter, value: str |
 
 _method = click.option(
     "--method",
-    type=click.Choice(["npti", "mean-shift", "residual", "hybrid", "auto"]),
+    type=click.Choice(["npti", "mean-shift", "residual", "hybrid", "fitted", "auto"]),
     default="npti",
     show_default=True,
     help="What chooses and moves neurons: the paper's rule; the difference of the poles' means on neurons; the same on "
-    "the residual stream; both; auto measures all and takes the best for each pole.",
+    "the residual stream; both; vectors there that are fitted to the answers; auto measures all and takes the best for "
+    "each pole.",
 )
 _min_difference = click.option(
     "--min-difference",
     type=click.FloatRange(0, 1),
     show_default="0.1",
-    help="Smallest delta of a chosen neuron (npti, residual).",
+    help="Smallest delta of a chosen neuron (npti, residual, fitted).",
 )
 _min_effect_size = click.option(
     "--min-effect-size",

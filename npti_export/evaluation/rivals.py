@@ -5,14 +5,14 @@ Both are made from statistics of identification, so this needs them, or the ques
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import HAS_RESIDUAL, MOVES_BY_MEAN, RESIDUAL, PoleRecord, TraitRecord
+from npti_export.adapter.records import MOVES_BY_MEAN, RESIDUAL, PoleRecord, TraitRecord
 from npti_export.evaluation.dose.calibration import calibrate, most_answers
 from npti_export.evaluation.dose.trial import with_dose
 from npti_export.evaluation.judges.local_judge import LocalJudge
@@ -20,7 +20,6 @@ from npti_export.identification.answers import Decoding, Progress
 from npti_export.identification.measurement import Measurement
 from npti_export.identification.selection import Statistics, run_select, run_selects
 from npti_export.identification.selector import Selector, ways_to_try
-from npti_export.traits import Pole
 from npti_export.traits.material import Question
 
 
@@ -75,33 +74,41 @@ def selector_of(record: PoleRecord) -> Selector:
     True
     """
     method = record.method
-    behind = None if record.residual is None else int(record.residual.layer[0])
     return Selector(
         method.name,
         method.min_difference,
         method.percentile,
         method.min_effect_size if method.name in MOVES_BY_MEAN else None,
-        residual_layer=behind if method.name in HAS_RESIDUAL else None,
+        residual_layers=None if record.residual is None else tuple(record.residual.layer.tolist()),
         caps=record.caps,
     )
 
 
-def made_anew(like: TraitRecord, statistics: Statistics, measurement: Measurement) -> TraitRecord:
+def made_anew(
+    like: TraitRecord,
+    statistics: Statistics,
+    measurement: Measurement,
+    fit: Callable[[TraitRecord], TraitRecord],
+) -> TraitRecord:
     """A trait from other statistics, each pole by the same method at the same dose.
 
     Args:
         like: The trait as it is.
         statistics: Of both poles, from other questions or personas.
         measurement: What that measurement says of itself.
+        fit: Fits what select made to the answers, where the method does.
 
     Raises:
         NptiError: If a pole has no neuron by its method, or the statistics lack what it is made of.
     """
+    selectors = {pole: selector_of(record) for pole, record in like.poles.items()}
+    selected = {
+        selector: fit(run_select(like.name, statistics, measurement, selector)) for selector in set(selectors.values())
+    }
     poles, made = {}, like.identification
-    for pole in Pole:
-        record = like.poles[pole]
-        selected = run_select(like.name, statistics, measurement, selector_of(record))
-        anew = with_dose(selected.poles[pole], record.gamma)
+    for pole, record in like.poles.items():
+        trait = selected[selectors[pole]]
+        anew = with_dose(trait.poles[pole], record.gamma)
         poles[pole] = replace(anew, positions=record.positions, dropout=record.dropout)
-        made = selected.identification
+        made = trait.identification
     return TraitRecord(like.name, poles, made)

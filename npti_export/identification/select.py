@@ -93,11 +93,11 @@ def effect_size_of(pole: NeuronCounts, opposite: NeuronCounts) -> NDArray[np.flo
 def select(contrast: Contrast, selector: Selector) -> PoleRecord:
     """Chooses the neurons of a pole and makes their shift, at a dose that is still to be found.
 
-    ``npti`` and ``residual`` take all neurons whose probability is higher by ``min_difference``, and never fewer than
-    0.436 % of all, by falling difference, ties by (layer, index); always with difference and target above 0 (paper,
-    section 3). ``mean-shift`` and ``hybrid`` take those of the largest absolute effect size, which are the same at both
-    poles, moved the opposite way. ``residual`` and ``hybrid`` have the difference of the residual stream behind one
-    layer.
+    ``npti``, ``residual`` and ``fitted`` take all neurons whose probability is higher by ``min_difference``, and never
+    fewer than 0.436 % of all, by falling difference, ties by (layer, index); always with difference and target above 0
+    (paper, section 3). ``mean-shift`` and ``hybrid`` take those of the largest absolute effect size, which are the same
+    at both poles, moved the opposite way. ``residual`` and ``hybrid`` have the difference of the residual stream behind
+    one layer, ``fitted`` a share of it behind several, from which it is still to be fitted.
 
     Args:
         contrast: Of the pole with the opposite one.
@@ -162,15 +162,15 @@ def choose(
 
 
 def _residual(contrast: Contrast, selector: Selector) -> ResidualShift:
-    """The difference of the residual stream behind the selector's layer."""
+    """The difference of the residual stream behind the selector's layers, each its share of it."""
     if contrast.stream is None:
         raise NptiError(
             f"The statistics hold no residual stream, which the method {selector.method} is made of: they were "
             "measured by an earlier release, or the model has no single one; measure again, or choose npti or "
             "mean-shift."
         )
-    layer = selector.residual_behind(len(contrast.widths))
-    return ResidualShift(np.array([layer], np.int16), contrast.stream[layer : layer + 1])
+    layers = selector.residual_behind(len(contrast.widths))
+    return ResidualShift(np.array(layers, np.int16), contrast.stream[layers] / np.float32(len(layers)))
 
 
 def neuron_numbers(

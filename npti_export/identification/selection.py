@@ -10,7 +10,7 @@ from pathlib import Path
 
 from npti_export.adapter.adapter import PersonalityAdapter, read_base_model
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import MOVES_BY_MEAN, Identification, TraitRecord
+from npti_export.adapter.records import FITTED, MOVES_BY_MEAN, Identification, TraitRecord
 from npti_export.errors import NptiError
 from npti_export.identification.files import TraitFiles, file_sha256
 from npti_export.identification.measurement import Measurement, read_measurement
@@ -40,10 +40,10 @@ def select_into(folder: Path, traits: Sequence[str], selector: Selector) -> Pers
         NptiError: If statistics are not there or broken, a pole has no neuron, the method is to be found by
             measurement, or the folder cannot be written.
     """
-    if selector.method == AUTO:
+    if selector.method in (AUTO, FITTED):
         raise NptiError(
-            "The method auto is found by measuring answers, which select does not; identify does, or choose npti, "
-            "mean-shift, residual or hybrid."
+            f"The method {selector.method} is found by running the model, which select does not; identify does, or "
+            "choose npti, mean-shift, residual or hybrid."
         )
     records, models = [], []
     for trait in traits:

@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from npti_export.adapter.records import HAS_RESIDUAL, HYBRID, MEAN_SHIFT, MOVES_BY_MEAN, NPTI, RESIDUAL, Caps, Method
+from npti_export.adapter.records import (
+    FITTED,
+    HYBRID,
+    MEAN_SHIFT,
+    MOVES_BY_MEAN,
+    NPTI,
+    RESIDUAL,
+    Caps,
+    Method,
+)
 from npti_export.errors import NptiError
 
-METHODS = (NPTI, MEAN_SHIFT, RESIDUAL, HYBRID)
+METHODS = (NPTI, MEAN_SHIFT, RESIDUAL, HYBRID, FITTED)
 AUTO = "auto"
 """Every method is tried on questions held back, and each pole takes its own."""
 SHARES = (0.25, 0.5)
@@ -31,15 +40,17 @@ class Selector:
     """What select goes by.
 
     Args:
-        method: ``npti``, ``mean-shift``, ``residual`` or ``hybrid``; ``auto`` where a measurement is to choose.
-        min_difference: Smallest delta of a chosen neuron (``npti``, ``residual``).
+        method: ``npti``, ``mean-shift``, ``residual``, ``hybrid`` or ``fitted``; ``auto`` where a measurement is to
+            choose.
+        min_difference: Smallest delta of a chosen neuron (``npti``, ``residual``, ``fitted``).
         percentile: Which percentile of the pole's own activations is the target.
         min_effect_size: Smallest absolute effect size of a chosen neuron (``mean-shift``, ``hybrid``); None takes a
             share of all neurons.
         share: That share.
         max_neurons: How many neurons a pole has at most, those of the largest delta or effect size; None is no limit.
         layers: First and last layer that neurons and residuals may lie in; None is all.
-        residual_layer: Behind which layer the residual is added; None is at a third of the depth.
+        residual_layers: Behind which layers a residual is added; None is at a third of the depth, and behind up to four
+            layers where it is ``fitted``.
         caps: Whether the opposite pole's neurons are capped (``npti``; the others leave them alone).
     """
 
@@ -50,7 +61,7 @@ class Selector:
     share: float = SHARES[0]
     max_neurons: int | None = None
     layers: tuple[int, int] | None = None
-    residual_layer: int | None = None
+    residual_layers: tuple[int, ...] | None = None
     caps: Caps = "opposite"
 
     @property
@@ -82,10 +93,12 @@ class Selector:
             raise NptiError(f"--layers is {first}-{last}; the model has the layers 0 to {num_layers - 1}.")
         return range(first, last + 1)
 
-    def residual_behind(self, num_layers: int) -> int:
-        """The layer that the residual is added behind."""
+    def residual_behind(self, num_layers: int) -> list[int]:
+        """The layers that a residual is added behind."""
+        if self.residual_layers is not None:
+            return list(self.residual_layers)
         within = self.layer_range(num_layers)
-        return within[len(within) // USUAL_LAYER] if self.residual_layer is None else self.residual_layer
+        return layers_to_try(within) if self.method == FITTED else [within[len(within) // USUAL_LAYER]]
 
 
 def ways_to_try(wanted: Selector, num_layers: int, has_stream: bool = True) -> list[list[Selector]]:
@@ -93,15 +106,15 @@ def ways_to_try(wanted: Selector, num_layers: int, has_stream: bool = True) -> l
 
     ``npti`` is tried with the threshold wanted and twice that, with caps only at the threshold itself (of the paper);
     ``mean-shift`` on a quarter and on half of the neurons unless the number is given; ``residual`` and ``hybrid``
-    behind several layers.
+    behind several layers, ``fitted`` behind all of these at once.
 
     Args:
         wanted: What was asked for.
         num_layers: Of the model.
-        has_stream: Whether the statistics hold the residual stream; without it ``auto`` does without these two.
+        has_stream: Whether the statistics hold the residual stream; without it ``auto`` does without these three.
 
-    >>> [[way.residual_layer for way in ways] for ways in ways_to_try(Selector("residual"), 32)]
-    [[4, 12, 20, 28]]
+    >>> [[way.residual_layers for way in ways] for ways in ways_to_try(Selector("residual"), 32)]
+    [[(4,), (12,), (20,), (28,)]]
     >>> [(way.min_difference, way.caps) for [way] in ways_to_try(Selector(), 32)]
     [(0.1, 'opposite'), (0.1, 'none'), (0.2, 'none')]
     """
@@ -136,11 +149,12 @@ def _mean_shift(wanted: Selector, _num_layers: int) -> list[list[Selector]]:
 
 
 def _behind_layers(wanted: Selector, num_layers: int) -> list[list[Selector]]:
-    return [[replace(wanted, residual_layer=layer) for layer in layers_to_try(wanted.layer_range(num_layers))]]
+    return [[replace(wanted, residual_layers=(layer,)) for layer in layers_to_try(wanted.layer_range(num_layers))]]
 
 
 _WAYS: dict[str, Callable[[Selector, int], list[list[Selector]]]] = {
     NPTI: _npti,
     MEAN_SHIFT: _mean_shift,
-    **dict.fromkeys(HAS_RESIDUAL, _behind_layers),
+    **dict.fromkeys((RESIDUAL, HYBRID), _behind_layers),
+    FITTED: lambda wanted, _num_layers: [[wanted]],
 }

@@ -87,7 +87,7 @@ def _forward_and_add(module: Any, *arguments: Any, **keywords: Any) -> Any:
 def _place(site: ServedSite, run: LayerRun) -> OutputPlace:
     """Of the modules that move the residual stream as they are moved, the last one that holds no other."""
     cannot = (
-        "The methods residual and hybrid cannot be served for this model in this way of running it: behind the "
+        "The methods residual, hybrid and fitted cannot be served for this model in this way of running it: behind the "
         f"feed-forward block of {run.name}"
     )
     ran, stream = _ran_behind_the_gate(site, run)

@@ -199,8 +199,8 @@ def _record(run: _LayerRun, site: Site) -> list[Any]:
 def _place(model: nn.Module, layer_name: str, site: Site, run: _LayerRun) -> OutputPlace:
     """Of the modules that move the residual stream as they are moved, the last one that holds no other."""
     cannot = (
-        f"{type(model).__name__} cannot be given what the methods residual and hybrid add to the residual stream: "
-        f"behind the feed-forward block of {layer_name}"
+        f"{type(model).__name__} cannot be given what the methods residual, hybrid and fitted add to the residual "
+        f"stream: behind the feed-forward block of {layer_name}"
     )
     stream = run.output
     if run.arguments is None or stream is None or stream.numel() != stream.shape[-1]:

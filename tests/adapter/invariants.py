@@ -87,7 +87,7 @@ def assert_identification(found: Any) -> None:
 
 def assert_pole(record: Any, model: Any) -> None:
     method = record.method
-    assert method.name in ("npti", "mean-shift", "residual", "hybrid")
+    assert method.name in ("npti", "mean-shift", "residual", "hybrid", "fitted")
     assert 0 < method.percentile < 100
     assert 0 <= method.min_difference <= 1
     assert math.isfinite(method.steepness)
@@ -104,7 +104,7 @@ def assert_pole(record: Any, model: Any) -> None:
         assert point.fluency >= 0
     assert isinstance(record.scores, dict)
     assert_neurons(record, model)
-    assert (record.residual is not None) == (method.name in ("residual", "hybrid"))
+    assert (record.residual is not None) == (method.name in ("residual", "hybrid", "fitted"))
     if record.residual is not None:
         layers, vectors = record.residual.layer, record.residual.vector
         assert (str(layers.dtype), str(vectors.dtype)) == ("int16", "float32")

@@ -16,8 +16,8 @@ Files = dict[str, "bytes | Path"]
 NAMES = ["../x", "..", ".", "/etc/passwd", "x/../openness", "openness", "a\0b", "a\nb", "neutral", "A", "", "x" * 300]
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 2**15, 2**31 - 1, 2**31, 2**63, 10**30, 0.0, -0.0, 0.5, 1.0, -1e-3, 1e-320,
-    1e300, float("nan"), float("inf"), "", "1", "npti", "mean-shift", "residual", "hybrid", "none", "opposite",
-    "answer", "I16", "F64", [], {}, [[]], [0, 8], [1], "\ud800", "\u202e", "a" * 5000, *NAMES,
+    1e300, float("nan"), float("inf"), "", "1", "npti", "mean-shift", "residual", "hybrid", "fitted", "none",
+    "opposite", "answer", "I16", "F64", [], {}, [[]], [0, 8], [1], "\ud800", "\u202e", "a" * 5000, *NAMES,
 ]  # fmt: skip
 NUMBERS = [0x7FC00000, 0x7F800000, 0xFF800000, 0x80000000, 0, 1, 0xFFFFFFFF, 0x7F7FFFFF, 0x3F800000, 0x00010000]
 """Bit patterns: float32 NaN, both infinities, -0, 0, the smallest number, -1 as an integer, the largest, 1."""

@@ -131,6 +131,7 @@ def test_method_citation_and_intended_use(adapter):
         ),
         (Method("residual"), "`residual`: γ times the difference of the means of the residual stream"),
         (Method("hybrid", min_effect_size=0.5), "`hybrid`: neurons of effect size 0.5 or more, moved by γ times the"),
+        (Method("fitted"), "`fitted`: γ times vectors added to the residual stream after some layers, fitted so that"),
     ],
 )
 def test_other_methods_are_told_as_they_are(adapter, method, words):

@@ -138,6 +138,7 @@ def test_the_rules_of_the_methods():
     assert Method("mean-shift").shift(1.5, target, delta, mean).tolist() == [-0.75]
     assert Method("hybrid").shift(1.5, target, delta, mean).tolist() == [-0.75]
     assert Method("residual").shift(1.5, target, delta).tolist() == [0.0]
+    assert Method("fitted").shift(1.5, target, delta).tolist() == [0.0]
     with pytest.raises(NptiError, match="mean-shift moves neurons by their mean difference, which is not given"):
         Method("mean-shift").shift(1.5, target, delta)
 

@@ -58,17 +58,25 @@ def measured(model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) 
         Selector(min_difference=0.05, caps="none"),
         Selector(),
         Selector("mean-shift"),
-        Selector("residual", residual_layer=2),
-        Selector("hybrid", residual_layer=0),
+        Selector("residual", residual_layers=(2,)),
+        Selector("hybrid", residual_layers=(0,)),
+        Selector("fitted", residual_layers=(0, 2)),
     ],
-    ids=["npti, no caps", "npti", "mean-shift", "residual", "hybrid"],
+    ids=["npti, no caps", "npti", "mean-shift", "residual", "hybrid", "fitted"],
 )
 def test_made_anew_from_the_same_statistics_it_is_the_same(selector: Selector, measured: Measured) -> None:
     _, statistics, measurement = measured
     selected = run_select("openness", statistics, measurement, selector)
     poles = {pole: with_dose(record, 0.7) for pole, record in selected.poles.items()}
     like = TraitRecord("openness", {pole: replace(record, positions="all") for pole, record in poles.items()})
-    anew = made_anew(like, statistics, measurement)
+    fitted: list[TraitRecord] = []
+
+    def fit(trait: TraitRecord) -> TraitRecord:
+        fitted.append(trait)
+        return trait
+
+    anew = made_anew(like, statistics, measurement, fit)
+    assert len(fitted) == len({selector_of(record) for record in like.poles.values()})
     for pole, record in like.poles.items():
         made = anew.poles[pole]
         assert (made.gamma, made.method, made.caps, made.positions) == (0.7, record.method, record.caps, "all")

@@ -170,7 +170,7 @@ def test_the_residual_is_the_difference_of_the_means(contrast: Contrast) -> None
     """Layer 0: 1.5 − 0.25 in the first place; layer 1: −3 + 0.5; what both poles have alike falls out."""
     for method, shift in (("residual", [0.0]), ("hybrid", [0.25])):
         for layer, expected in ((0, [1.25, 0.0, 0.0]), (1, [-2.5, 0.0, 0.0])):
-            record = select(contrast, Selector(method, residual_layer=layer))
+            record = select(contrast, Selector(method, residual_layers=(layer,)))
             assert (record.gamma, record.caps) == (1.0, "none")
             assert record.residual is not None
             assert record.residual.layer.tolist() == [layer]
@@ -180,6 +180,15 @@ def test_the_residual_is_the_difference_of_the_means(contrast: Contrast) -> None
     assert select(contrast, Selector("residual", layers=(1, 1))).residual.layer.tolist() == [1]
 
 
+def test_vectors_start_from_a_share_of_the_difference_behind_each_layer(contrast: Contrast) -> None:
+    record = select(contrast, Selector("fitted"))
+    assert record.residual is not None
+    assert record.residual.layer.tolist() == [0, 1]
+    assert record.residual.vector.tolist() == [[0.625, 0.0, 0.0], [-1.25, 0.0, 0.0]]
+    assert (record.method.name, record.caps, record.neurons.shift.tolist()) == ("fitted", "none", [0.0])
+    assert record.neurons == select(contrast, Selector("residual")).neurons
+
+
 def test_without_a_residual_stream_its_methods_say_so() -> None:
     old = counted([6, 6, 6], 10, [[0.0] * 3, [1.0] * 3])
     old = NeuronStatistics(old.widths, old.halves, old.histogram)
@@ -187,16 +196,16 @@ def test_without_a_residual_stream_its_methods_say_so() -> None:
     for pair in ((old, opposite), (opposite, old)):
         contrast = contrast_of(*pair, 95.0)
         assert contrast.stream is None
-        for method in ("residual", "hybrid"):
+        for method in ("residual", "hybrid", "fitted"):
             with pytest.raises(NptiError, match=f"hold no residual stream, which the method {method} is made of: they"):
                 select(contrast, Selector(method))
     assert len(select(contrast_of(old, opposite, 95.0), Selector()).neurons) == 2
 
 
 def test_the_layer_of_a_residual_lies_in_the_range() -> None:
-    assert [Selector("residual").residual_behind(layers) for layers in (1, 4, 6, 32)] == [0, 1, 2, 10]
-    assert Selector("residual", layers=(8, 13)).residual_behind(32) == 10
-    assert Selector("residual", residual_layer=3).residual_behind(32) == 3
+    assert [Selector("residual").residual_behind(layers) for layers in (1, 4, 6, 32)] == [[0], [1], [2], [10]]
+    assert Selector("residual", layers=(8, 13)).residual_behind(32) == [10]
+    assert Selector("residual", residual_layers=(3,)).residual_behind(32) == [3]
     for within in (range(1), range(5, 7), range(3, 30), range(80)):
         tried = layers_to_try(within)
         assert len(tried) == min(4, len(within))
@@ -207,7 +216,8 @@ def test_auto_tries_every_method_and_the_others_their_own() -> None:
     def methods(wanted: Selector, **options: bool) -> list[str]:
         return [way.method for ways in ways_to_try(wanted, 8, **options) for way in ways]
 
-    assert methods(Selector("auto")) == ["npti"] * 3 + ["mean-shift"] * 2 + ["residual"] * 4 + ["hybrid"] * 4
+    of_four_layers = ["residual"] * 4 + ["hybrid"] * 4 + ["fitted"]  # the last behind all of them at once
+    assert methods(Selector("auto")) == ["npti"] * 3 + ["mean-shift"] * 2 + of_four_layers
     assert methods(Selector("auto"), has_stream=False) == ["npti"] * 3 + ["mean-shift"] * 2
     assert methods(Selector("residual"), has_stream=False) == ["residual"] * 4  # which then says why it cannot
     assert ways_to_try(Selector("mean-shift", max_neurons=9), 8) == [[Selector("mean-shift", max_neurons=9)]]

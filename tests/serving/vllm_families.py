@@ -20,7 +20,7 @@ from vllm_family_list import FAMILIES, QUANTISED, Family
 from vllm_family_tried import result_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving_families.md"
-DENSE_REFUSED = "methods residual and hybrid"
+DENSE_REFUSED = "methods residual, hybrid and fitted"
 
 
 @dataclass(frozen=True)

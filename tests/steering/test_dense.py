@@ -1,4 +1,4 @@
-"""The dense part (methods residual and hybrid) in a running model, held against plain forward hooks, bit for bit."""
+"""The dense part (residual, hybrid and fitted) in a running model, held against plain forward hooks, bit for bit."""
 
 from __future__ import annotations
 

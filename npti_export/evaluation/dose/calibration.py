@@ -18,7 +18,7 @@ from npti_export.adapter.base_model import BaseModel
 from npti_export.adapter.records import (
     MOVES_BY_MEAN,
     NPTI,
-    RESIDUAL,
+    ONLY_RESIDUAL,
     DosePoint,
     Identification,
     PoleRecord,
@@ -230,7 +230,7 @@ def chosen_ways(tried: Mapping[Pole, Sequence[TriedWay]]) -> dict[Pole, TriedWay
 def _caps_hold(way: TriedWay, opposite: TriedWay) -> bool:
     """Whether what a way caps at the opposite pole is what the opposite's own way has there."""
     method, other = way.record.method, opposite.record.method
-    same = other.name in (NPTI, RESIDUAL) and other.min_difference == method.min_difference
+    same = other.name in (NPTI, *ONLY_RESIDUAL) and other.min_difference == method.min_difference
     return way.record.caps == "none" or same
 
 

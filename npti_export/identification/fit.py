@@ -1,0 +1,242 @@
+"""Fit: vectors behind several layers, turned until the model without persona writes what it wrote in character.
+
+The difference of the poles' means says where the residual stream is while the model is in character, which need not be
+what brings it there. So the vectors start from that difference and go downhill on the negative log-likelihood of the
+pole's own answers, behind the prompt without its persona, added to the tokens that the model wrote, as the runtime
+does it. No weight of the model changes; an adapter holds the vectors as it holds those of ``residual``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from npti_export.adapter.records import FITTED, TraitRecord
+from npti_export.adapter.residual import ResidualShift
+from npti_export.errors import NptiError
+from npti_export.identification.answers import Progress
+from npti_export.identification.elicit import Transcript
+from npti_export.identification.measure import Row, pad_rows
+from npti_export.identification.processes import first_does
+from npti_export.steering.sites import decoder_layers
+from npti_export.steering.thinking import Thinking
+from npti_export.traits import Pole
+
+EPOCHS = 8
+"""How often each answer is gone through."""
+ROWS = 10
+"""Answers of a step."""
+RATE = 0.1
+"""Adam's first step, in units of the root mean square of the vector it starts from; it falls to 0 along a cosine."""
+
+
+def fit_ways(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ways: Sequence[Sequence[TraitRecord]],
+    transcripts: Sequence[Transcript],
+    batch_size: int = ROWS,
+    progress: Progress | None = None,
+) -> list[list[TraitRecord]]:
+    """The ways to steer a trait, with those by the method ``fitted`` fitted to the answers and the others as they are.
+
+    Args:
+        model: The model that gave the answers, unsteered.
+        tokenizer: Its tokenizer.
+        ways: As select made them.
+        transcripts: Of both poles.
+        batch_size: Rows of one forward at most; fewer take less memory.
+        progress: Told how many more answers were gone through, of :func:`most_fitted` at most.
+
+    Raises:
+        NptiError: If the model gives no gradient, or one that is no finite number.
+    """
+    return [[fit_way(model, tokenizer, way, transcripts, batch_size, progress) for way in of_list] for of_list in ways]
+
+
+def most_fitted(ways: Sequence[Sequence[TraitRecord]], answers: int) -> int:
+    """How many answers are gone through in fitting at most, each time counted, of so many of both poles."""
+    return EPOCHS * answers * sum(_is_fitted(way) for of_list in ways for way in of_list)
+
+
+def fit_way(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    way: TraitRecord,
+    transcripts: Sequence[Transcript],
+    batch_size: int = ROWS,
+    progress: Progress | None = None,
+) -> TraitRecord:
+    """The trait with the vectors of both poles fitted, each to its own pole's answers; by another method, as it is.
+
+    γ is 1 then. Where several processes share the work the first one fits, and all get what it found.
+
+    Args:
+        model: The model that gave the answers, unsteered.
+        tokenizer: Its tokenizer.
+        way: As select made it.
+        transcripts: Of both poles.
+        batch_size: Rows of one forward at most; fewer take less memory.
+        progress: Told how many more answers were gone through.
+
+    Raises:
+        NptiError: If the model gives no gradient, or one that is no finite number.
+    """
+    if not _is_fitted(way):
+        return way
+    thinking = Thinking.of(tokenizer)
+    poles = {}
+    for pole, record in way.poles.items():
+        rows = [behind_question(said, tokenizer, thinking) for said in transcripts if said.pole is pole]
+        start = record.residual
+        assert start is not None  # the method has one
+
+        def fitted(rows: list[Row] = rows, start: ResidualShift = start) -> ResidualShift:
+            return fit_residual(model, rows, start, batch_size, progress)
+
+        poles[pole] = replace(record, gamma=1.0, residual=first_does(fitted))
+    return replace(way, poles=poles)
+
+
+def behind_question(said: Transcript, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None) -> Row:
+    """An answer behind its question alone, its last token too; what counts is what the vectors are added to.
+
+    That is every token that the model wrote and was fed again: not the last one, and not a reasoning model's thinking.
+    """
+    row = Row.of(replace(said, persona=""), tokenizer, thinking)
+    return Row([*row.ids, *said.token_ids[-1:]], [*row.counted, *[False] * len(said.token_ids[-1:])])
+
+
+def fit_residual(
+    model: PreTrainedModel,
+    answers: Sequence[Row],
+    start: ResidualShift,
+    batch_size: int = ROWS,
+    progress: Progress | None = None,
+) -> ResidualShift:
+    """Moves vectors downhill on the negative log-likelihood of answers.
+
+    Args:
+        model: The unsteered model.
+        answers: Of one pole, as :func:`behind_question` makes them.
+        start: The vectors to start from.
+        batch_size: Rows of one forward at most.
+        progress: Told how many more answers were gone through.
+
+    Returns:
+        The vectors behind the same layers.
+
+    Raises:
+        NptiError: If there is no answer, or the model gives no gradient, or one that is no finite number.
+    """
+    sizes = [float(np.sqrt(np.square(vector, dtype=np.float64).mean())) or 1.0 for vector in start.vector]
+    directions = [  # in units of their own size, so that one rate is right for all
+        torch.tensor(vector / size, dtype=torch.float32, device=model.device, requires_grad=True)
+        for vector, size in zip(start.vector, sizes, strict=True)
+    ]
+    optimiser = torch.optim.Adam(directions, lr=RATE)
+    answers = [row for row in answers if any(row.counted)]
+    if not answers:
+        raise NptiError("There is no answer of two tokens or more at a pole, so nothing that vectors can be fitted to.")
+    steps = EPOCHS * math.ceil(len(answers) / ROWS)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    rng = random.Random("fit")
+    with torch.enable_grad(), _frozen(model), _added(model, start.layer.tolist(), directions, sizes) as steer:
+        for _ in range(EPOCHS):
+            shuffled = rng.sample(answers, len(answers))
+            for begin in range(0, len(shuffled), ROWS):
+                step = shuffled[begin : begin + ROWS]
+                tokens = sum(sum(row.counted) for row in step)
+                optimiser.zero_grad()
+                for at in range(0, len(step), batch_size):
+                    ids, steered = pad_rows(step[at : at + batch_size])
+                    steer(steered)
+                    _backward(_nll(model, ids.to(model.device), steered) / tokens)
+                if not all(vector.grad is not None and bool(vector.grad.isfinite().all()) for vector in directions):
+                    raise NptiError(
+                        "The gradient that vectors are fitted by is no finite number; load the model in another "
+                        "--dtype, or take another --method."
+                    )
+                optimiser.step()
+                falling.step()
+                if progress:
+                    progress(len(step))
+    pairs = zip(directions, sizes, strict=True)
+    vectors = [direction.detach().cpu().numpy() * size for direction, size in pairs]
+    return ResidualShift(start.layer, np.stack(vectors).astype(np.float32))
+
+
+def _is_fitted(way: TraitRecord) -> bool:
+    return way.poles[Pole.HIGH].method.name == FITTED
+
+
+def _nll(model: PreTrainedModel, ids: Tensor, steered: Tensor) -> Tensor:
+    """Negative log-likelihood of what follows the steered tokens, in nats, summed."""
+    logits = model(input_ids=ids, use_cache=False).logits
+    where = steered[:, :-1].to(logits.device)
+    return F.cross_entropy(logits[:, :-1][where].float(), ids[:, 1:].to(logits.device)[where], reduction="sum")
+
+
+def _backward(loss: Tensor) -> None:
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise NptiError(
+            f"Vectors are fitted by a gradient, and this model gives none ({str(error).splitlines()[0]}); load it "
+            "without quantised weights, or take another --method."
+        ) from error
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Keeps what is needed for the gradients of the weights from being stored: that is most of the memory."""
+    wanting = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in wanting:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in wanting:
+            weight.requires_grad_(True)
+
+
+@contextmanager
+def _added(
+    model: nn.Module, numbers: Sequence[int], directions: Sequence[Tensor], sizes: Sequence[float]
+) -> Iterator[Callable[[Tensor], None]]:
+    """Adds vectors behind layers, on the tokens that the function it gives is told of before each forward."""
+    layers = decoder_layers(model)[1]
+    told: list[Tensor] = []
+
+    def adding(direction: Tensor, size: float) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_layer: nn.Module, _arguments: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            added = told[-1][..., None].to(stream) * (direction * size).to(stream)
+            return (stream + added, *output[1:]) if isinstance(output, tuple) else stream + added
+
+        return hook
+
+    def steer(steered: Tensor) -> None:
+        told[:] = [steered]
+
+    hooks = [
+        layers[number].register_forward_hook(adding(direction, size))
+        for number, direction, size in zip(numbers, directions, sizes, strict=True)
+    ]
+    try:
+        yield steer
+    finally:
+        for hook in hooks:
+            hook.remove()
