@@ -12,13 +12,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.find import default_adapter_folder
+from npti_export.adapter.records import TraitRecord
 from npti_export.errors import NptiError
-from npti_export.evaluation.dose.calibration import DOSES, DOSES_BY_MEAN, calibrate, most_answers
+from npti_export.evaluation.dose.calibration import (
+    DOSES,
+    DOSES_BY_MEAN,
+    Calibration,
+    calibrate,
+    left_uncalibrated,
+    most_answers,
+)
 from npti_export.evaluation.dose.calibration_file import read_done, write_done
 from npti_export.evaluation.dose.trial import MAX_FLUENCY
 from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING, Stage, silent
 from npti_export.identification.answer_faults import AnswerFaults
+from npti_export.identification.answers import Decoding
 from npti_export.identification.elicit import IDENTIFICATION_DECODING, Transcript
 from npti_export.identification.endpoint import Endpoint
 from npti_export.identification.files import TraitFiles, digest, file_sha256
@@ -78,6 +87,7 @@ def identify(
     max_questions: int = MAX_QUESTIONS,
     reliability: float = RELIABILITY,
     selector: Selector = PAPER,
+    calibrated: bool = True,
     batch_size: int = 32,
     seed: int = 0,
     endpoint: Endpoint | None = None,
@@ -104,6 +114,8 @@ def identify(
         max_questions: How many questions are asked at each pole at most; 30 more are held back for the dose.
         reliability: Split-half reliability of delta at which no more are asked; 1 asks all.
         selector: Method and thresholds by which neurons are chosen; the method ``auto`` tries them all.
+        calibrated: Whether the dose is found. Without it each pole stands at the γ that its method starts from (the
+            paper's 1.4 of ``npti``), marked as not calibrated; a later run finds it without asking anew in character.
         batch_size: Rows of one forward or ``generate`` call.
         seed: Decides the order of the questions and which persona gets which.
         endpoint: A server of the same model that answers in its place.
@@ -116,18 +128,20 @@ def identify(
         The adapter, its folder, how well the personas took, and why each pole is steered as it is.
 
     Raises:
-        NptiError: If the model is not understood, there are too few questions, or the folder holds another base
-            model's adapter or cannot be written.
+        NptiError: If the model is not understood, there are too few questions, the folder holds another base model's
+            adapter or cannot be written, or the method is ``auto`` and no dose is to be found.
     """
     names = [traits] if isinstance(traits, str) else list(dict.fromkeys(traits))
     stage = stage or silent
-    # What would fail late is refused before any work: the model, the material of every trait, the folder.
+    # What would fail late is refused before any work: the method, the model, the material of every trait, the folder.
+    if not calibrated:
+        selector.check_needs_no_dose()
     if transcripts is None:
         given: dict[str, list[Transcript]] = {}
         material = plan_traits(names, questions, personas, max_questions, seed)
     else:
         given = {name: read_given(transcripts, name, model, tokenizer) for name in names}
-        material = plan_doses(given, questions, seed)
+        material = plan_doses(given, questions, seed) if calibrated else plan_nothing(given, seed)
     work = work_with(model, tokenizer, batch_size, endpoint)
     selector.layer_range(work.base_model.num_layers)
     folder = Path(output) if output is not None else default_adapter_folder(work.base_model.id)
@@ -144,24 +158,41 @@ def identify(
         judge = LocalJudge.train(answers)
         auc[name], measurements[name] = judge.auc, measured
         warn_of_answers(name, judge.auc, measured, warn)
-        has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
-        ways = run_selects(name, statistics, measured, ways_to_try(selector, work.base_model.num_layers, has_stream))
+        if calibrated:
+            has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
+            tried = ways_to_try(selector, work.base_model.num_layers, has_stream)
+            budget: tuple[object, ...] = (DOSES, DOSES_BY_MEAN, MAX_FLUENCY, EPOCHS, ROWS, RATE)
+        else:
+            tried, budget = [[selector]], (EPOCHS, ROWS, RATE)
+        ways = run_selects(name, statistics, measured, tried)
         decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
-        budget = (DOSES, DOSES_BY_MEAN, MAX_FLUENCY, EPOCHS, ROWS, RATE)
         made_with = digest(work.decides, file_sha256(files.measurement), selector, planned.held_back, decoding, budget)
         done = first_does(partial(read_done, files, adapter, made_with))
         if done is None:
             if steps := most_fitted(ways, len(answers)):
                 with stage(f"{name}: fit vectors to the answers", steps) as progress:
                     ways = fit_ways(model, tokenizer, ways, answers, batch_size, progress)
-            with stage(f"{name}: find the dose", most_answers(ways, len(planned.held_back))) as progress:
-                calibration = calibrate(
-                    model, tokenizer, work.base_model, ways, planned.held_back, judge, decoding, progress
-                )
+            if calibrated:
+                calibration = _find_dose(work, ways, planned.held_back, judge, decoding, stage)
+            else:
+                calibration = left_uncalibrated(ways[0][0])
             adapter = first_does(partial(write_traits, folder, work.base_model, names, [calibration.trait]))
             done = first_does(partial(write_done, files, made_with, calibration))
         reasons[name] = done
     return Identified(adapter, folder, auc, measurements, reasons)
+
+
+def _find_dose(
+    work: Work,
+    ways: Sequence[Sequence[TraitRecord]],
+    held_back: Sequence[Question],
+    judge: LocalJudge,
+    decoding: Decoding,
+    stage: Stage,
+) -> Calibration:
+    """Calibrates a trait, as a stage that shows its progress."""
+    with stage(f"{ways[0][0].name}: find the dose", most_answers(ways, len(held_back))) as progress:
+        return calibrate(work.model, work.tokenizer, work.base_model, ways, held_back, judge, decoding, progress)
 
 
 def plan_traits(
@@ -208,6 +239,16 @@ def plan_doses(
         name: Material.beside((answer.question for answer in answers), (questions or _shipped)(name), seed)
         for name, answers in given.items()
     }
+
+
+def plan_nothing(given: Mapping[str, Sequence[Transcript]], seed: int = 0) -> dict[str, Material]:
+    """No question at all, where answers exist and no dose is to be found, by the traits' names.
+
+    Raises:
+        NptiError: If a name is none.
+    """
+    _check_names(list(given))
+    return dict.fromkeys(given, Material([], [], "", "", seed))
 
 
 def work_with(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.errors import NptiError
 from npti_export.identification.elicit import read_transcripts
 from npti_export.identification.files import TraitFiles, digest
+from npti_export.identification.fit import fit_way
 from npti_export.identification.questions import BLOCK_QUESTIONS
-from npti_export.identification.selection import read_measured, select_into
+from npti_export.identification.selection import read_measured, run_select, select_into
 from npti_export.identification.selector import Selector
 from npti_export.identification.stages import run_elicit, run_measure
 from npti_export.pipeline import HELD_BACK, Identified, identify, plan_traits, split_questions, work_with
@@ -393,6 +395,98 @@ def test_select_takes_other_thresholds(first: Identified, tmp_path: Path) -> Non
     assert PersonalityAdapter.from_pretrained(tmp_path / "adapter") == adapter
     run(tmp_path / "adapter")  # and back: the dose is found again
     assert contents(tmp_path / "adapter") == contents(first.folder)
+
+
+def test_the_dose_may_be_left_for_later(first: Identified, tmp_path: Path) -> None:
+    """Nothing held back is asked, and answers and statistics are those of a run that finds the dose."""
+    folder = tmp_path / "adapter"
+    with generating(model := chat_model()) as rows:
+        found = run(folder, model=model, calibrated=False)
+    assert sum(rows) == 12
+    files, whole = contents(folder), contents(first.folder)
+    assert set(files) == set(whole)
+    for name, data in files.items():
+        if name.startswith(("transcripts", "statistics")) and not name.endswith("done.json"):
+            assert data == whole[name], name
+    assert b"1.4 (not calibrated)" in files["README.md"]
+    read_back = PersonalityAdapter.from_pretrained(folder)
+    assert read_back == found.adapter == select_into(tmp_path / "adapter", ["openness"], Selector())
+    for pole, record in read_back.traits["openness"].poles.items():
+        assert (record.calibrated, record.gamma, record.caps, record.dose_curve) == (False, 1.4, "opposite", ())
+        assert found.reasons["openness"][pole].startswith("the dose was not measured; γ 1.4 is the paper's, and `npti")
+        with load_personality(chat_model(), f"openness{pole.sign}", folder):
+            pass
+    with generating(model) as rows:
+        again = run(folder, model=model, calibrated=False)
+    assert (contents(folder), rows, again.reasons) == (files, [], found.reasons)
+
+
+def test_the_dose_is_found_later_and_left_again(first: Identified, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    run(folder, calibrated=False)
+    uncalibrated = contents(folder)
+    with generating(model := chat_model()) as rows:
+        found = run(folder, model=model)
+    assert sum(rows) == dose_answers(folder)  # none in character
+    assert contents(folder) == contents(first.folder)
+    assert found.reasons == first.reasons
+    with generating(model) as rows:
+        run(folder, model=model, calibrated=False)
+    assert rows == []
+    assert contents(folder) == uncalibrated
+
+
+def test_a_mark_that_is_not_what_the_run_left_is_put_right(tmp_path: Path) -> None:
+    """As if the very γ that stands there had been found by calibrate: only config.json tells the two apart."""
+    folder = tmp_path / "adapter"
+    left = run(folder, calibrated=False).adapter
+    before = contents(folder)
+    trait = left.traits["openness"]
+    marked = {pole: replace(record, calibrated=True) for pole, record in trait.poles.items()}
+    left.with_trait(replace(trait, poles=marked)).save_pretrained(folder)
+    assert contents(folder)["openness.safetensors"] == before["openness.safetensors"]
+    assert contents(folder) != before
+    run(folder, calibrated=False)
+    assert contents(folder) == before
+
+
+def test_vectors_are_fitted_where_the_dose_is_left(first: Identified, tmp_path: Path) -> None:
+    """They need no dose; at γ 1 they are what calibration starts from, and no more is fitted when all is there."""
+    selector = Selector("fitted")
+    found = run(tmp_path / "adapter", selector=selector, calibrated=False)
+    work = work_with(chat_model(), TOKENIZER, 8)
+    files = TraitFiles(first.folder, "openness")
+    statistics, measurement, _ = read_measured(files)
+    start = run_select("openness", statistics, measurement, selector)
+    expected = fit_way(work.model, TOKENIZER, start, read_transcripts(files.transcripts), 8)
+    assert found.adapter.traits["openness"] == expected
+    for pole, record in expected.poles.items():
+        assert (record.method.name, record.gamma, record.calibrated) == ("fitted", 1.0, False)
+        assert not np.array_equal(record.residual.vector, start.poles[pole].residual.vector)
+        assert found.reasons["openness"][pole].startswith("the dose was not measured; γ 1 is what fitted starts from, ")
+    before = contents(tmp_path / "adapter")
+    with patch("npti_export.pipeline.fit_ways", side_effect=AssertionError("fitted again")):
+        run(tmp_path / "adapter", selector=selector, calibrated=False)
+    assert contents(tmp_path / "adapter") == before
+
+
+def test_given_answers_need_no_question_held_back_where_the_dose_is_left(first: Identified, tmp_path: Path) -> None:
+    given = first.folder / "transcripts" / "openness.jsonl"
+    options = {"transcripts": given, "questions": lambda _trait: [], "personas": None}
+    with generating(model := chat_model()) as rows:
+        found = run(tmp_path / "adapter", model=model, calibrated=False, **options)
+    assert rows == []
+    assert found.measurements["openness"].transcripts == 12
+    with pytest.raises(NptiError, match="leave 0 questions unanswered, and 30 are needed to find the dose"):
+        run(tmp_path / "refused", **options)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_auto_needs_the_dose(tmp_path: Path) -> None:
+    for options in ({}, {"transcripts": tmp_path / "nowhere.jsonl"}):
+        message = "The method auto is chosen by measuring doses, which --no-calibrate leaves out; leave that out, or "
+        refused(tmp_path / "adapter", message, selector=Selector("auto"), calibrated=False, **options)
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.slow

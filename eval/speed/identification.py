@@ -4,26 +4,27 @@
     python eval/speed/identification.py --shape 60m          # a random Llama of 60 M parameters, the same tokens
     python eval/speed/identification.py --device cuda --shape 8b
 
-Writes eval/results/speed_identification_MODEL_DEVICE.md and .json. The published scripts count while they decode: at
-every step each layer adds its activations to a histogram of 300 bins of 0.01 over 0 to 3. Ours asks first and counts
-afterwards in one forward over prompts and answers, so any engine may have written the answers.
+Writes eval/results/speed_identification_MODEL_DEVICE.md and .json. The published scripts count while they decode
+(published_identification.py). Ours asks first and counts afterwards in one forward over prompts and answers, so any
+engine may have written the answers. The whole time from command to adapter is from_command_to_adapter.py's.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 import transformers
+from peak_memory import Peak, peak_of
+from published_identification import counting_in_decode
 from shapes import SHAPES, build
 from timing import AGAIN, PLAIN, Speed, as_data, in_turn, now
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.find import bundled_folder
@@ -33,12 +34,11 @@ from npti_export.identification.elicit import Transcript, read_transcripts
 from npti_export.identification.measure import Row, measure, pad_rows
 from npti_export.identification.neuron_counter import NeuronCounter
 from npti_export.pipeline import transcripts_file
-from npti_export.steering.sites import Site, find_sites
+from npti_export.steering.sites import find_sites
 
 RESULTS = Path(__file__).parent.parent / "results"
 BATCH = 32
-BINS, STEP = 300, 0.01
-"""Of the published histogram."""
+STATIC = "answers alone, static cache"
 
 
 @click.command(help=__doc__)
@@ -80,16 +80,26 @@ def main(shape: str | None, device: str, threads: int, count: int, seconds: floa
         ask()
         measure(model, tokenizer, sites, answered, BATCH)
 
+    def ask_and_count() -> None:
+        with counting_in_decode(model, tokenizer, sites) as counts:
+            ask()
+        counts.read()
+
     speeds += in_turn(
         "eager",
         "answers and statistics",
         {
             PLAIN: timed(ask, made, model.device),
             "answers, then the measured pass": timed(ask_then_measure, made, model.device),
-            "counted while decoding (published)": timed(lambda: counted_in_decode(sites, ask), made, model.device),
+            "counted while decoding (published)": timed(ask_and_count, made, model.device),
+            STATIC: timed(lambda: ask_with_static_cache(model, ask), made, model.device),
         },
         seconds,
     )
+    peaks = {
+        "bare forward": peak_of(lambda: bare(model, tokenizer, given), model.device),
+        "measured": peak_of(lambda: measure(model, tokenizer, sites, given, BATCH), model.device),
+    }
     counters = [NeuronCounter(site.width, torch.device("cpu")) for site in sites]
     about = {
         "model": f"random Llama {shape}" if shape else "npti-demo",
@@ -103,8 +113,13 @@ def main(shape: str | None, device: str, threads: int, count: int, seconds: floa
     }
     output.mkdir(parents=True, exist_ok=True)
     name = f"speed_identification_{shape or 'demo'}_{device.partition(':')[0]}"
-    (output / f"{name}.json").write_text(json.dumps({"about": about, "speeds": as_data(speeds)}, indent=1) + "\n")
-    (output / f"{name}.md").write_text(report(about, speeds))
+    record = {
+        "about": about,
+        "speeds": as_data(speeds),
+        "peak_memory": {way: peak and asdict(peak) for way, peak in peaks.items()},
+    }
+    (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (output / f"{name}.md").write_text(report(about, speeds, peaks))
     click.echo((output / f"{name}.md").read_text())
 
 
@@ -128,32 +143,18 @@ def bare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, given: Sequ
         model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=1)
 
 
-def counted_in_decode(sites: Sequence[Site], ask: Callable[[], None]) -> None:
-    """Asks while every layer counts each step's activations: how often above 0, and a histogram above it."""
-    hooks = []
-    for site in sites:
-        above = torch.zeros(site.width, dtype=torch.int64, device=site.device)
-        histogram = torch.zeros(site.width * BINS, dtype=torch.int32, device=site.device)
-        offsets = torch.arange(site.width, device=site.device) * BINS
-
-        def count(
-            _module: Any, _arguments: Any, output: Tensor, above: Any = above, into: Any = histogram, at: Any = offsets
-        ) -> None:
-            if output.shape[1] == 1:
-                values = output[:, 0].float()
-                above.add_((values > 0).sum(0))
-                bins = (values / STEP).long().clamp_(0, BINS - 1) + at
-                into.scatter_add_(0, bins.flatten(), torch.ones_like(bins, dtype=torch.int32).flatten())
-
-        hooks.append(site.watch(count))
+def ask_with_static_cache(model: PreTrainedModel, ask: Callable[[], object]) -> None:
+    """Asks with a cache that is made as long as it may get at once, eagerly as the others: never compiled."""
+    settings: Any = model.generation_config
+    before = settings.cache_implementation, settings.disable_compile
+    settings.cache_implementation, settings.disable_compile = "static", True
     try:
         ask()
     finally:
-        for hook in hooks:
-            hook.remove()
+        settings.cache_implementation, settings.disable_compile = before
 
 
-def report(about: dict[str, Any], speeds: Sequence[Speed]) -> str:
+def report(about: dict[str, Any], speeds: Sequence[Speed], peaks: Mapping[str, Peak | None]) -> str:
     names = {
         "the measured pass": {PLAIN: "bare forward", AGAIN: "bare forward again"},
         "answers and statistics": {PLAIN: "answers alone", AGAIN: "answers alone again"},
@@ -169,6 +170,7 @@ def report(about: dict[str, Any], speeds: Sequence[Speed]) -> str:
         "",
         "Answer tokens a second, median over rounds in which all take turns; ratio to both baseline runs of a round,",
         "median [its 95 % interval by bootstrap over rounds]. *Again* is the second of these by the first: noise.",
+        _of_static_cache(next(speed for speed in speeds if speed.way == STATIC)),
     ]
     for case, of_case in names.items():
         lines += ["", f"## {case.capitalize()}", "", "| | tokens/s | ratio |", "|---|---|---|"]
@@ -176,7 +178,32 @@ def report(about: dict[str, Any], speeds: Sequence[Speed]) -> str:
             if speed.case == case:
                 ratio = f"{speed.ratio:.3f} [{speed.low:.3f}, {speed.high:.3f}]"
                 lines.append(f"| {of_case.get(speed.way, speed.way)} | {speed.tokens_per_second:,.0f} | {ratio} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "## Peak memory", "", *_of_memory(peaks)]) + "\n"
+
+
+def _of_memory(peaks: Mapping[str, Peak | None]) -> list[str]:
+    """One pass of each over all batches."""
+    rows = [
+        f"| {way} | {peak.before / 1e6:,.1f} | {peak.above / 1e6:,.1f} |"
+        for way, peak in peaks.items()
+        if peak is not None
+    ]
+    if not rows:
+        return ["This system does not tell it: it is read off `/proc/self`, which only Linux has."]
+    return [
+        "One pass of each over all batches: what was held before it (on a GPU by torch; on a CPU by the process, its",
+        "libraries too, as far as it is resident), and the most above that while it ran.",
+        "",
+        "| | MB before | MB above |",
+        "|---|---|---|",
+        *rows,
+    ]
+
+
+def _of_static_cache(speed: Speed) -> str:
+    """What the measurement says of it: identify asks with the cache that grows."""
+    found = "was slower" if speed.high < 1 else "was faster" if speed.low > 1 else "was no faster and no slower"
+    return f"A static cache, eager, {found} than the one that grows, with which `identify` asks."
 
 
 if __name__ == "__main__":

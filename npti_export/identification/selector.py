@@ -93,6 +93,18 @@ class Selector:
             raise NptiError(f"--layers is {first}-{last}; the model has the layers 0 to {num_layers - 1}.")
         return range(first, last + 1)
 
+    def check_needs_no_dose(self) -> None:
+        """Refuses the method ``auto``, which is nothing before doses were measured.
+
+        Raises:
+            NptiError: If it is that.
+        """
+        if self.method == AUTO:
+            raise NptiError(
+                "The method auto is chosen by measuring doses, which --no-calibrate leaves out; leave that out, or "
+                f"choose {', '.join(METHODS[:-1])} or {METHODS[-1]}."
+            )
+
     def residual_behind(self, num_layers: int) -> list[int]:
         """The layers that a residual is added behind."""
         if self.residual_layers is not None:

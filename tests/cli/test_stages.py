@@ -74,9 +74,22 @@ def test_one_after_the_other(given: list[str], tmp_path: Path, capsys: pytest.Ca
     assert code == 0, err
     assert "not calibrated" in out
 
+    code, out, err = run(["identify", *given, *output, "--batch-size", "32", "--no-calibrate"], capsys)
+    assert code == 0, err
+    assert [line.split()[:2] for line in out.splitlines()[:2]] == [["openness+", "npti"], ["openness-", "npti"]]
+    assert "effect" not in out
+    not_measured = "the dose was not measured; γ 1.4 is the paper's, and `npti-export calibrate` finds"
+    assert out.splitlines()[2:] == [f"openness: {not_measured} the one for this model.", f"Written to {folder}"]
+    code, out, err = run(["identify", *given, *output, "--batch-size", "32", "--no-calibrate", "--json", "-q"], capsys)
+    assert (code, err) == (0, "")
+    for row in json.loads(out)["poles"]:
+        assert (row["gamma"], row["calibrated"], row["effect"], row["fluency"]) == (1.4, False, None, None)
+        assert row["reason"].startswith(not_measured)
+
     code, out, err = run(["identify", *given, *output, "--batch-size", "32", "--json"], capsys)
     assert code == 0, err
     for row in json.loads(out)["poles"]:
+        assert row["calibrated"]
         assert row["questions"] == 14
         assert row["reason"].startswith("npti, δ ≥ 0.")
         assert row["answers"]["total"] == 14
@@ -108,7 +121,7 @@ def test_another_method(given: list[str], tmp_path: Path, capsys: pytest.Capture
 
     code, out, err = run(["select", *given[:4], *output, "--method", "auto"], capsys)
     assert (code, out) == (1, "")
-    assert "Error: The method auto is found by measuring answers" in err
+    assert "Error: The method auto is found by running the model" in err
     code, out, err = run(["select", *given[:4], *output, "--layers", "3-4"], capsys)
     assert (code, out) == (1, "")
     assert "Error: --layers is 3-4; the model has the layers 0 to 2." in err

@@ -69,7 +69,7 @@ class Calibration:
 
     Args:
         trait: With the way, the dose and the dose curve of both poles.
-        tried: All ways tried at each pole, the one that was taken first.
+        tried: All ways tried at each pole, the one that was taken first; none where the dose was not measured.
         reasons: Why each pole is steered as it is, in a sentence.
     """
 
@@ -124,6 +124,22 @@ def calibrate(
         reasons[pole] = reason_of(way, others)
     made = identification_of({pole: way.trait.identification for pole, way in chosen.items()})
     return Calibration(TraitRecord(chosen[Pole.HIGH].trait.name, poles, made), tried, reasons)
+
+
+def left_uncalibrated(trait: TraitRecord) -> Calibration:
+    """A trait at the γ that its method starts from, which is marked as not calibrated: nothing is tried.
+
+    Args:
+        trait: As select made it, and fit where its method is ``fitted``.
+    """
+    reasons = {}
+    for pole, record in trait.poles.items():
+        origin = "the paper's" if record.method.name == NPTI else f"what {record.method.name} starts from"
+        reasons[pole] = (
+            f"the dose was not measured; γ {record.gamma:g} is {origin}, and `npti-export calibrate` finds the one for "
+            "this model."
+        )
+    return Calibration(trait, dict.fromkeys(Pole, ()), reasons)
 
 
 def search(trial: Trial, ways: Sequence[Sequence[TraitRecord]]) -> dict[Pole, tuple[TriedWay, ...]]:
