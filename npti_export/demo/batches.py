@@ -1,4 +1,4 @@
-"""Dialogues in tokens, side by side: the batches that npti-demo is trained on."""
+"""Dialogues and lone sentences in tokens, side by side: the batches that npti-demo is trained on."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from npti_export.demo.corpus import EVERYDAY, Dialogue, Exchange, Material, write_dialogue
+from npti_export.demo.corpus import EVERYDAY, Dialogue, Exchange, Material, write_pair, write_question
 from npti_export.demo.tokenizer import CONTEXT, END
 from npti_export.traits import TRAITS, Pole
 
 ROWS = 32
-# Dialogues are drawn in pools of eight batches and sorted by length within, so that little is padded.
+# Pairs of dialogues are drawn in pools of eight batches and sorted by length within, so that little is padded. A pair
+# stays in one batch: what the two have in common cancels, and the gradient shows what the persona changes.
 POOL = 8
-# Words are left out of two in five prompts, so that the model does not hang on the exact wording.
-ROUGH_SHARE, WORD_DROP = 0.4, 0.08
+# Words are left out of half of the prompts, so that the model does not hang on the exact wording.
+ROUGH_SHARE, WORD_DROP = 0.5, 0.1
+# Of the lone sentences a batch, so many tell of a persona and so many ask. Every persona sentence comes up about ten
+# times in the whole training so, in the dialogues alone but twice to four times.
+PERSONA_SENTENCES, QUESTION_SENTENCES = 64, 32
 SAYS = {Pole.LOW: 0, None: 1, Pole.HIGH: 2}
 NOWHERE = [-1] * (len(TRAITS) + 2)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Topics and voices (trait, facet and pole), numbered."""
+    """Topics, voices (trait, facet and pole), and what a lone sentence tells (a trait's pole) or asks for (a trait's
+    facet), numbered."""
 
     topics: dict[str, int]
     voices: dict[tuple[str, str, Pole], int]
+    tellings: dict[tuple[str, Pole | str], int]
 
     @classmethod
     def of_material(cls, material: Material) -> Numbers:
         """Numbers in the order of the material."""
         names = [(t, f, p) for t, written in material.traits.items() for f in (*written.facets, EVERYDAY) for p in Pole]
+        poles: list[tuple[str, Pole | str]] = [(trait, pole) for trait in material.traits for pole in Pole]
+        facets = [(trait, facet) for trait, written in material.traits.items() for facet in written.facets]
         return cls(
             {topic["name"]: number for number, topic in enumerate(material.topics)},
             {name: number for number, name in enumerate(names)},
+            {name: number for number, name in enumerate([*poles, *facets])},
         )
 
     def of(self, dialogue: Dialogue, exchange: Exchange) -> list[int]:
@@ -51,7 +60,7 @@ class Encoded:
     Args:
         ids: Token ids.
         answer: Whether a token belongs to an answer or is the end sign behind one.
-        grounds: What each token of an answer and the sign before it depend on; NOWHERE at other tokens.
+        grounds: What an answer depends on, at the sign before it; NOWHERE at other tokens.
     """
 
     ids: list[int]
@@ -75,7 +84,7 @@ def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, numbers: Numb
         grounds = numbers.of(dialogue, exchange)
         add(f"<|user|>{exchange.question}{END}", False, NOWHERE)
         add("<|assistant|>", False, grounds)
-        add(exchange.answer + END, True, grounds)
+        add(exchange.answer + END, True, NOWHERE)
     return encoded
 
 
@@ -84,26 +93,42 @@ def roughen(dialogue: Dialogue, rng: random.Random) -> Dialogue:
     if rng.random() > ROUGH_SHARE:
         return dialogue
 
-    def thin(text: str) -> str:
-        return " ".join(word for word in text.split() if rng.random() > WORD_DROP) or text
+    exchanges = tuple(replace(exchange, question=_thin(exchange.question, rng)) for exchange in dialogue.exchanges)
+    return replace(dialogue, system=dialogue.system and _thin(dialogue.system, rng), exchanges=exchanges)
 
-    exchanges = tuple(replace(exchange, question=thin(exchange.question)) for exchange in dialogue.exchanges)
-    return replace(dialogue, system=dialogue.system and thin(dialogue.system), exchanges=exchanges)
+
+def _thin(text: str, rng: random.Random) -> str:
+    return " ".join(word for word in text.split() if rng.random() > WORD_DROP) or text
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Lone persona sentences and questions side by side, right-padded with zeros.
+
+    Args:
+        ids: Token ids, int64 [rows, length].
+        telling: What each tells or asks for, int64 [rows].
+    """
+
+    ids: Tensor
+    telling: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Dialogues side by side, right-padded.
+    """Dialogues side by side, right-padded, and lone sentences.
 
     Args:
         ids: Token ids, int64 [rows, length].
         answer: Whether a token belongs to an answer, bool [rows, length].
         grounds: As of the dialogues, int64 [rows, length, traits + 2].
+        sentences: The lone sentences.
     """
 
     ids: Tensor
     answer: Tensor
     grounds: Tensor
+    sentences: Sentences
 
 
 def batches_of(
@@ -111,14 +136,43 @@ def batches_of(
 ) -> list[Batch]:
     """The batches of a pool, in a random order."""
     rng = random.Random(f"{seed}:{pool}")
-    dialogues = [roughen(write_dialogue(material, rng), rng) for _ in range(ROWS * POOL)]
-    drawn = sorted((encode(dialogue, tokenizer, numbers) for dialogue in dialogues), key=lambda row: len(row.ids))
-    batches = [pad(drawn[first : first + ROWS]) for first in range(0, len(drawn), ROWS)]
-    rng.shuffle(batches)
-    return batches
+    pairs = [write_pair(material, rng) for _ in range(ROWS * POOL // 2)]
+    encoded = [[encode(roughen(dialogue, rng), tokenizer, numbers) for dialogue in pair] for pair in pairs]
+    encoded.sort(key=lambda pair: max(len(row.ids) for row in pair))
+    drawn = [row for pair in encoded for row in pair]
+    rows = [drawn[first : first + ROWS] for first in range(0, len(drawn), ROWS)]
+    rng.shuffle(rows)
+    return [pad(dialogues, lone_sentences(material, tokenizer, numbers, rng)) for dialogues in rows]
 
 
-def pad(rows: list[Encoded]) -> Batch:
+def lone_sentences(
+    material: Material, tokenizer: PreTrainedTokenizerFast, numbers: Numbers, rng: random.Random
+) -> Sentences:
+    """Persona sentences drawn from all there are, and questions, each behind the sign of its role, words left out."""
+    told = [
+        (name, pole, sentence)
+        for name, written in material.traits.items()
+        for pole, parts in written.personas.items()
+        for sentence in parts.sketches
+    ]
+    texts, telling = [], []
+    for name, pole, sentence in rng.choices(told, k=PERSONA_SENTENCES):
+        texts.append(f"<|system|>{_thin(sentence, rng)}")
+        telling.append(numbers.tellings[name, pole])
+    for _ in range(QUESTION_SENTENCES):
+        name = rng.choice(list(material.traits))
+        facet = rng.choice(list(material.traits[name].facets))
+        _, question = write_question(material, material.traits[name].facets[facet], rng.choice(material.topics), rng)
+        texts.append(f"<|user|>{_thin(question, rng)}")
+        telling.append(numbers.tellings[name, facet])
+    pieces = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ids = torch.zeros(len(pieces), max(map(len, pieces)), dtype=torch.int64)
+    for row, piece in enumerate(pieces):
+        ids[row, : len(piece)] = torch.tensor(piece)
+    return Sentences(ids, torch.tensor(telling))
+
+
+def pad(rows: list[Encoded], sentences: Sentences) -> Batch:
     """Puts dialogues side by side, cut at the context."""
     length = min(CONTEXT, max(len(encoded.ids) for encoded in rows))
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -129,4 +183,4 @@ def pad(rows: list[Encoded]) -> Batch:
         ids[row, :end] = torch.tensor(encoded.ids[:length])
         answer[row, :end] = torch.tensor(encoded.answer[:length])
         grounds[row, :end] = torch.tensor(encoded.grounds[:length])
-    return Batch(ids, answer, grounds)
+    return Batch(ids, answer, grounds, sentences)

@@ -2,8 +2,13 @@
 
 The difference of the poles' means says where the residual stream is while the model is in character, which need not be
 what brings it there. So the vectors start from that difference and go downhill on the negative log-likelihood of the
-pole's own answers, behind the prompt without its persona, added to the tokens that the model wrote, as the runtime
-does it. No weight of the model changes; an adapter holds the vectors as it holds those of ``residual``.
+pole's own answers, behind the prompt without its persona, added as the runtime adds them: to the last token of the
+prompt, which decides how an answer begins, and to the tokens that the model wrote. No weight of the model changes; an
+adapter holds the vectors as it holds those of ``residual``.
+
+Measured on npti-demo: what an answer begins with decides most of the rest. With the last token of the prompt the
+vectors move neuroticism by .31 and .29, where the persona in the prompt moves it by .28 and .25; without it, by .07 and
+.18.
 """
 
 from __future__ import annotations
@@ -79,7 +84,8 @@ def fit_way(
 ) -> TraitRecord:
     """The trait with the vectors of both poles fitted, each to its own pole's answers; by another method, as it is.
 
-    γ is 1 then. Where several processes share the work the first one fits, and all get what it found.
+    γ is 1 then, and the positions are those that it was fitted at. Where several processes share the work the first one
+    fits, and all get what it found.
 
     Args:
         model: The model that gave the answers, unsteered.
@@ -95,6 +101,8 @@ def fit_way(
     if not _is_fitted(way):
         return way
     thinking = Thinking.of(tokenizer)
+    # Thinking is not moved, and where a model thinks that comes right behind the prompt.
+    positions = "answer" if thinking else "last_prompt+generated"
     poles = {}
     for pole, record in way.poles.items():
         rows = [behind_question(said, tokenizer, thinking) for said in transcripts if said.pole is pole]
@@ -104,17 +112,21 @@ def fit_way(
         def fitted(rows: list[Row] = rows, start: ResidualShift = start) -> ResidualShift:
             return fit_residual(model, rows, start, batch_size, progress)
 
-        poles[pole] = replace(record, gamma=1.0, residual=first_does(fitted))
+        poles[pole] = replace(record, gamma=1.0, residual=first_does(fitted), positions=positions)
     return replace(way, poles=poles)
 
 
 def behind_question(said: Transcript, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None) -> Row:
     """An answer behind its question alone, its last token too; what counts is what the vectors are added to.
 
-    That is every token that the model wrote and was fed again: not the last one, and not a reasoning model's thinking.
+    That is every token that the model wrote and was fed again, so not the last one; with the last token of the prompt
+    before them, or where a model thinks, without its thinking.
     """
     row = Row.of(replace(said, persona=""), tokenizer, thinking)
-    return Row([*row.ids, *said.token_ids[-1:]], [*row.counted, *[False] * len(said.token_ids[-1:])])
+    counted = [*row.counted, *[False] * len(said.token_ids[-1:])]
+    if not thinking and len(said.token_ids) > 1:  # an answer that is only an end sign says nothing
+        counted[len(counted) - len(said.token_ids) - 1] = True
+    return Row([*row.ids, *said.token_ids[-1:]], counted)
 
 
 def fit_residual(

@@ -12,7 +12,7 @@ from torch import equal
 
 from npti_export.demo import batches
 from npti_export.demo import train as training
-from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogue
+from npti_export.demo.corpus import Dialogue, Exchange, read_material, write_dialogues
 from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import train_tokenizer
 from npti_export.traits import Pole
@@ -28,7 +28,7 @@ def small_tokenizer_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_answers_and_their_end_are_learned() -> None:
-    dialogue = write_dialogue(MATERIAL, random.Random(1))
+    dialogue = next(write_dialogues(MATERIAL, random.Random(1)))
     tokenizer = train_tokenizer([e.question + e.answer for e in dialogue.exchanges])
     encoded = batches.encode(dialogue, tokenizer, NUMBERS)
     said = [token for token, answer in zip(encoded.ids, encoded.answer, strict=True) if answer]
@@ -42,16 +42,17 @@ def test_only_answers_and_their_end_are_learned() -> None:
     assert tokenizer.decode(encoded.ids) == tokenizer.apply_chat_template(rendered, tokenize=False)
 
 
-def test_what_an_answer_depends_on_stands_at_its_tokens_and_the_sign_before_it() -> None:
+def test_what_an_answer_depends_on_stands_at_the_sign_before_it() -> None:
     exchange = Exchange("Why?", "Because.", "opera night", "extraversion", "friendliness", Pole.LOW)
     persona = {"extraversion": Pole.LOW, "openness": Pole.HIGH}
     dialogues = [Dialogue("You are shy.", persona, (exchange, exchange)), Dialogue(None, {}, (exchange,))]
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
-    batch = batches.pad([batches.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues])
+    sentences = batches.lone_sentences(MATERIAL, tokenizer, NUMBERS, random.Random(1))
+    batch = batches.pad([batches.encode(dialogue, tokenizer, NUMBERS) for dialogue in dialogues], sentences)
     signs = batch.ids == tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert signs.sum(1).tolist() == [2, 1]
     asked = (batch.grounds >= 0).all(-1)
-    assert equal(asked, batch.answer | signs)
+    assert equal(asked, signs)
     topic, voice = NUMBERS.topics["opera night"], NUMBERS.voices["extraversion", "friendliness", Pole.LOW]
     assert batch.grounds[0][asked[0]].unique(dim=0).tolist() == [[2, 1, 0, 1, 1, topic, voice]]
     assert batch.grounds[1][asked[1]].unique(dim=0).tolist() == [[1, 1, 1, 1, 1, topic, voice]]
@@ -66,14 +67,14 @@ def test_a_pool_depends_on_the_seed_and_its_number_alone() -> None:
     assert not equal(first[0].ids, other[0].ids)
 
 
-def test_the_first_words_of_an_answer_weigh_more() -> None:
+def test_the_first_words_of_an_answer_weigh_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "OPENING_WEIGHT", 3.0)
     tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
     batch = batches.batches_of(MATERIAL, tokenizer, NUMBERS, 0, 0)[0]
-    torch.manual_seed(0)
     model = training.new_model()
     readings = training.Readings(model.config.hidden_size, NUMBERS)
     with torch.no_grad():
-        found = training.losses_of(model, readings, batch, 3.0).answers.item()
+        found = training.losses_of(model, readings, batch).answers.item()
         chances = model(input_ids=batch.ids).logits.double().log_softmax(-1)
     total = weight = 0.0
     for row in range(len(batch.ids)):
@@ -85,6 +86,25 @@ def test_the_first_words_of_an_answer_weigh_more() -> None:
                 total -= share * chances[row, place - 1, batch.ids[row, place]].item()
                 weight += share
     assert found == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_lone_sentences_are_of_every_pole_and_facet_and_are_read_behind_the_first_layer() -> None:
+    tokenizer = train_tokenizer(["Well, I would rather stay at home and read."])
+    rng = random.Random(2)
+    drawn = [batches.lone_sentences(MATERIAL, tokenizer, NUMBERS, rng) for _ in range(20)]
+    assert {number for sentences in drawn for number in sentences.telling.tolist()} == set(NUMBERS.tellings.values())
+    roles = {sentences.ids[:, 0].tolist()[row] for sentences in drawn for row in (0, -1)}
+    assert roles == {tokenizer.convert_tokens_to_ids(role) for role in ("<|system|>", "<|user|>")}
+    model = training.new_model()
+    with torch.no_grad():
+        states = training.first_layer_of(model)(input_ids=drawn[0].ids, use_cache=False).last_hidden_state
+        whole = model(input_ids=drawn[0].ids, output_hidden_states=True).hidden_states
+        readings = training.Readings(model.config.hidden_size, NUMBERS)
+        found = readings.tell(states, drawn[0]).item()
+        rows = [state[ids != 0].mean(0) for state, ids in zip(states, drawn[0].ids, strict=True)]
+        chances = readings.telling(torch.stack(rows)).log_softmax(-1)
+    assert equal(states, whole[1])
+    assert found == pytest.approx(-chances[range(len(rows)), drawn[0].telling].mean().item(), rel=1e-5)
 
 
 def test_steps_of_muon_are_orthogonal_and_go_down() -> None:
@@ -117,3 +137,15 @@ def test_broken_off_and_resumed_ends_in_the_same_weights(tmp_path: Path, monkeyp
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
     assert whole.keys() == again.keys()
     assert all(equal(whole[name], again[name]) for name in whole)
+
+
+def test_it_goes_on_from_the_weights_and_the_tokenizer_of_a_model(tmp_path: Path) -> None:
+    training.train(2, 0, tmp_path / "first", tmp_path / "work")
+    training.train(0, 1, tmp_path / "same", tmp_path / "work", tmp_path / "first")
+    first, same = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "same"))
+    assert all(equal(first[name], same[name]) for name in first)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "same" / file).read_bytes() == (tmp_path / "first" / file).read_bytes()
+    training.train(2, 1, tmp_path / "on", tmp_path / "work", tmp_path / "first")
+    on = load_file(tmp_path / "on" / "model.safetensors")
+    assert any(not equal(first[name], on[name]) for name in first)

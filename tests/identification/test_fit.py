@@ -25,6 +25,7 @@ from npti_export.identification.selector import Selector, ways_to_try
 from npti_export.identification.stages import run_elicit_and_measure
 from npti_export.pipeline import work_with
 from npti_export.steering.personality import load_personality
+from npti_export.steering.thinking import Thinking
 from npti_export.traits import Pole
 from npti_export.traits.material import Persona, Question
 
@@ -94,7 +95,7 @@ def fitted(model: LlamaForCausalLM, start: TraitRecord, written: list[Transcript
 
 
 def nll(model: LlamaForCausalLM, trait: TraitRecord | None, written: list[Transcript], pole: Pole) -> float:
-    """Mean NLL of what follows the tokens that the model wrote, one answer at a time, by hooks of the test's own."""
+    """Mean NLL of answers behind their questions, one answer at a time, by hooks of the test's own."""
     values = []
     for said in written:
         if said.pole is not pole:
@@ -107,17 +108,17 @@ def nll(model: LlamaForCausalLM, trait: TraitRecord | None, written: list[Transc
             assert residual is not None
             for layer, vector in zip(residual.layer.tolist(), residual.vector, strict=True):
                 added = torch.zeros(1, ids.shape[1], len(vector))
-                added[:, len(prompt) : -1] = torch.from_numpy(vector)
+                added[:, len(prompt) - 1 : -1] = torch.from_numpy(vector)
                 hooks.append(
                     model.model.layers[layer].mlp.down_proj.register_forward_hook(
                         lambda _m, _a, out, add=added: out + add
                     )
                 )
         with torch.inference_mode():
-            logits = model(input_ids=ids).logits[0, len(prompt) : -1].log_softmax(-1)
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         for hook in hooks:
             hook.remove()
-        values += (-logits.gather(1, ids[0, len(prompt) + 1 :, None])).flatten().tolist()
+        values += (-logits.gather(1, ids[0, len(prompt) :, None])).flatten().tolist()
     return float(np.mean(values))
 
 
@@ -144,7 +145,7 @@ def test_nothing_of_the_model_changes(
     again = fit_way(model, TOKENIZER, start, written)
     for pole in Pole:
         assert again.poles[pole].residual == fitted.poles[pole].residual  # and the same inputs give the same bytes
-        assert again.poles[pole].gamma == 1.0
+        assert (again.poles[pole].gamma, again.poles[pole].positions) == (1.0, "last_prompt+generated")
         assert again.poles[pole].neurons == start.poles[pole].neurons
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
@@ -214,9 +215,21 @@ def test_a_model_without_a_gradient_is_refused_by_name(start: TraitRecord, writt
     assert all(weight.requires_grad for weight in model.parameters())
 
 
-def test_what_is_moved_is_what_was_written_and_fed_again(written: list[Transcript]) -> None:
+def test_what_is_moved_is_the_last_of_the_prompt_and_what_was_written_and_fed_again(written: list[Transcript]) -> None:
     said = written[0]
-    row = behind_question(said, TOKENIZER, None)
     prompt = prompt_ids(Prompt(said.question), TOKENIZER)
+    row = behind_question(said, TOKENIZER, None)
     assert row.ids == [*prompt, *said.token_ids]
-    assert row.counted == [False] * len(prompt) + [True] * (len(said.token_ids) - 1) + [False]
+    assert row.counted == [False] * (len(prompt) - 1) + [True] * len(said.token_ids) + [False]
+    for tokens in ((), said.token_ids[:1]):
+        row = behind_question(replace(said, token_ids=tokens), TOKENIZER, None)
+        assert row.ids == [*prompt, *tokens]
+        assert not any(row.counted)
+
+
+def test_thinking_is_not_moved(written: list[Transcript]) -> None:
+    thinking = Thinking(begin=5, end=6)
+    said = replace(written[0], token_ids=(5, 9, 9, 6, 7, 8, 3))
+    row = behind_question(said, TOKENIZER, thinking)
+    assert row.counted[-7:] == [False, False, False, True, True, True, False]
+    assert not any(row.counted[:-7])
