@@ -4,7 +4,7 @@
 
 on npti-demo, or `--model` with `--output`. Writes methods.md (a table over all poles, and the best of each pole within
 the budget), methods.json (every figure with its interval) and methods.png (effect against cost) into eval/results/.
-About five minutes for five traits on two cores. The persona in the prompt is drawn beside the ways.
+About half an hour for five traits on two cores. The persona in the prompt is drawn beside the ways.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from of_traits import Run, run
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from npti_export.adapter.records import ONLY_RESIDUAL
+from npti_export.adapter.records import ONLY_RESIDUAL, TraitRecord
 from npti_export.cli import loading
 from npti_export.evaluation.dose.trial import MAX_FLUENCY, Trial
 from npti_export.evaluation.intervals import Estimate
@@ -43,7 +43,7 @@ DOSES = {
     "mean-shift": (1.0, 2.0, 3.0),
     "residual": (0.7, 1.4, 2.0),
     "hybrid": (0.5, 1.0, 1.5),
-    "fitted": (0.7, 1.0, 1.5),
+    "fitted": (0.7, 1.4, 2.0),
 }
 PROMPT = "persona in the prompt"
 TICKS = (1, 1.25, 1.5, 2, 3, 5, 8, 12)
@@ -86,7 +86,7 @@ def ways(num_layers: int) -> dict[str, Selector]:
     fitted = Selector("fitted")
     return tried | {
         f"hybrid behind layer {_numbers(hybrid.residual_behind(num_layers))}": hybrid,
-        f"fitted behind layers {_numbers(fitted.residual_behind(num_layers))}": fitted,
+        f"fitted behind layers {_numbers(fitted.residual_behind(num_layers))}, first token too": fitted,
     }
 
 
@@ -126,19 +126,23 @@ def points_of(
     selectors = ways(work.base_model.num_layers)
     selected = run_selects(name, statistics, measured, [list(selectors.values())])
     with loading.stage(f"{name}: fit vectors", most_fitted(selected, len(transcripts))) as progress:
-        [selected] = fit_ways(model, tokenizer, selected, transcripts, batch_size, progress)
+        [fitted] = fit_ways(model, tokenizer, selected, transcripts, batch_size, progress)
+    tried = dict(zip(selectors, fitted, strict=True))
+    usual = f"residual behind layer {_numbers(Selector('residual').residual_behind(work.base_model.num_layers))}"
+    tried[f"{usual}, first token too"] = at_first_token(tried[usual])
     decoding = replace(EVALUATION_DECODING, batch_size=batch_size)
     texts = [question.text for question in questions]
     points: list[Point] = []
-    steps = 1 + 2 + 2 * sum(len(DOSES[selector.method]) for selector in selectors.values())
-    with loading.stage(f"{name}: {len(selected)} ways", steps * len(texts)) as progress:
+    steps = 1 + 2 + sum(len(doses_of(trait, pole)) for trait in tried.values() for pole in Pole)
+    with loading.stage(f"{name}: {len(tried)} ways", steps * len(texts)) as progress:
         judge = LocalJudge.train(transcripts)
         trial = Trial(model, tokenizer, work.base_model, texts, judge, decoding, progress)
         for pole in Pole:
-            for (way, selector), record in zip(selectors.items(), selected, strict=True):
-                for gamma in DOSES[selector.method]:
-                    dose = trial.measure(record, pole, gamma)
-                    moved = 0 if selector.method in ONLY_RESIDUAL else len(record.poles[pole].neurons)
+            for way, trait in tried.items():
+                for gamma in doses_of(trait, pole):
+                    dose = trial.measure(trait, pole, gamma)
+                    record = trait.poles[pole]
+                    moved = 0 if record.method.name in ONLY_RESIDUAL else len(record.neurons)
                     points.append(Point(way, f"{name}{pole.sign}", gamma, moved, dose.effect, dose.fluency))
             rng = random.Random(f"prompt {name}")
             described = [persona for persona in shipped_personas(name) if persona.pole is pole]
@@ -146,6 +150,19 @@ def points_of(
             said = generate_answers(model, tokenizer, prompts, decoding, progress)
             points.append(Point(PROMPT, f"{name}{pole.sign}", None, 0, *trial.compare(said, pole)))
     return points
+
+
+def at_first_token(trait: TraitRecord) -> TraitRecord:
+    """The trait steered at the last token of the prompt too, so that the first token of an answer is."""
+    return replace(
+        trait,
+        poles={pole: replace(record, positions="last_prompt+generated") for pole, record in trait.poles.items()},
+    )
+
+
+def doses_of(trait: TraitRecord, pole: Pole) -> tuple[float, ...]:
+    """The values of γ that a way is tried at."""
+    return DOSES[trait.poles[pole].method.name]
 
 
 def report(points: Sequence[Point], model_id: str, questions: int) -> str:

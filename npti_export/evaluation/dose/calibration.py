@@ -178,7 +178,8 @@ def best_dose(doses: Sequence[TriedDose]) -> TriedDose:
 def way_name(record: PoleRecord) -> str:
     """A way to steer in a few words, such as ``npti, δ ≥ 0.1, caps opposite``."""
     method = record.method
-    behind = "" if record.residual is None else f" behind layer {', '.join(map(str, record.residual.layer))}"
+    layers = [] if record.residual is None else record.residual.layer.tolist()
+    behind = f" behind layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
     if method.name == NPTI:
         return f"npti, δ ≥ {method.min_difference:g}, caps {record.caps}"
     if method.name in MOVES_BY_MEAN:
