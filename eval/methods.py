@@ -29,8 +29,10 @@ from npti_export.evaluation.intervals import Estimate
 from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.identification.answers import Prompt, generate_answers
+from npti_export.identification.elicit import elicit
 from npti_export.identification.files import TraitFiles
 from npti_export.identification.fit import fit_ways, most_fitted
+from npti_export.identification.questions import MAX_QUESTIONS
 from npti_export.identification.selection import run_selects
 from npti_export.identification.selector import Selector, layers_to_try
 from npti_export.identification.stages import RELIABILITY, run_elicit_and_measure
@@ -45,6 +47,7 @@ DOSES = {
     "hybrid": (0.5, 1.0, 1.5),
     "fitted": (0.7, 1.4, 2.0),
 }
+JUDGE_QUESTIONS = 100
 PROMPT = "persona in the prompt"
 TICKS = (1, 1.25, 1.5, 2, 3, 5, 8, 12)
 """Of the cost in the picture."""
@@ -123,6 +126,12 @@ def points_of(
     with tempfile.TemporaryDirectory() as folder, asked as progress:
         files = TraitFiles(Path(folder), name)
         transcripts, statistics, measured = run_elicit_and_measure(work, files, material, RELIABILITY, progress)
+    # The judge learns from answers to other questions: vectors that are fitted to answers write somewhat like these.
+    seen = {transcript.question for transcript in transcripts}
+    every = plan_traits([name], max_questions=MAX_QUESTIONS + JUDGE_QUESTIONS)[name].planned
+    others = [(question, persona) for question, persona in every if question.text not in seen]
+    with loading.stage(f"{name}: answers for the judge", len(others)) as progress:
+        rating = elicit(model, tokenizer, others, progress=progress)
     selectors = ways(work.base_model.num_layers)
     selected = run_selects(name, statistics, measured, [list(selectors.values())])
     with loading.stage(f"{name}: fit vectors", most_fitted(selected, len(transcripts))) as progress:
@@ -135,7 +144,7 @@ def points_of(
     points: list[Point] = []
     steps = 1 + 2 + sum(len(doses_of(trait, pole)) for trait in tried.values() for pole in Pole)
     with loading.stage(f"{name}: {len(tried)} ways", steps * len(texts)) as progress:
-        judge = LocalJudge.train(transcripts)
+        judge = LocalJudge.train(rating)
         trial = Trial(model, tokenizer, work.base_model, texts, judge, decoding, progress)
         for pole in Pole:
             for way, trait in tried.items():
@@ -172,10 +181,11 @@ def report(points: Sequence[Point], model_id: str, questions: int) -> str:
         "# Effect against cost, by way to steer",
         "",
         f"Made by `python eval/methods.py` on {model_id}: {poles} poles, {questions} test questions a trait that no",
-        "selection saw. Separation: the local judge's score (0 to 1) of the high pole's answers minus that of the",
-        "low pole's, mean over the traits. Effect: the score minus that of the unsteered model, towards the pole,",
-        "mean over the poles, and that of the pole where it is least. Cost: perplexity ratio under the unsteered",
-        f"model, geometric mean. *Good*: poles with a ratio of at most {MAX_FLUENCY:g} and an effect of 0.15 or more.",
+        "selection saw, rated by a local judge that learned from answers to other questions than the selection.",
+        "Separation: its score (0 to 1) of the high pole's answers minus that of the low pole's, mean over the traits.",
+        "Effect: the score minus that of the unsteered model, towards the pole, mean over the poles, and that of the",
+        "pole where it is least. Cost: perplexity ratio under the unsteered model, geometric mean. *Good*: poles with a",
+        f"ratio of at most {MAX_FLUENCY:g} and an effect of 0.15 or more.",
         "Every figure with its interval is in [methods.json](methods.json).",
         "",
         "![Effect against cost](methods.png)",
