@@ -19,8 +19,11 @@ from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.identification.answers import Decoding, Progress
 from npti_export.identification.measurement import Measurement
 from npti_export.identification.selection import Statistics, run_select, run_selects
-from npti_export.identification.selector import Selector, ways_to_try
+from npti_export.identification.selector import FIRST_TOKEN_TOO, Selector, ways_to_try
 from npti_export.traits.material import Question
+
+
+PEERS = Selector(RESIDUAL, positions=FIRST_TOKEN_TOO)
 
 
 def residual_alone(
@@ -37,7 +40,8 @@ def residual_alone(
 ) -> PersonalityAdapter:
     """The difference of the poles' mean residual stream, added behind one layer: what peers do.
 
-    Layer and dose are found for each pole as those of the adapter are, on questions held back.
+    Layer and dose are found for each pole as those of the adapter are, on questions held back; it is added at the last
+    token of the prompt too, as the ways of ``--method auto`` are.
 
     Args:
         model: The base model, unsteered.
@@ -54,14 +58,14 @@ def residual_alone(
     Raises:
         NptiError: If the statistics lack the residual stream, or the judge was trained on one of the questions.
     """
-    ways = run_selects(trait, statistics, measurement, ways_to_try(Selector(RESIDUAL), base_model.num_layers))
+    ways = run_selects(trait, statistics, measurement, ways_to_try(PEERS, base_model.num_layers))
     found = calibrate(model, tokenizer, base_model, ways, held_back, judge, decoding, progress)
     return PersonalityAdapter(base_model, {trait: found.trait})
 
 
 def most_residual_answers(num_layers: int, questions: int) -> int:
     """How many answers :func:`residual_alone` asks for at most."""
-    return most_answers(ways_to_try(Selector(RESIDUAL), num_layers), questions)
+    return most_answers(ways_to_try(PEERS, num_layers), questions)
 
 
 def selector_of(record: PoleRecord) -> Selector:
@@ -81,6 +85,7 @@ def selector_of(record: PoleRecord) -> Selector:
         method.min_effect_size if method.name in MOVES_BY_MEAN else None,
         residual_layers=None if record.residual is None else tuple(record.residual.layer.tolist()),
         caps=record.caps,
+        positions=record.positions,
     )
 
 
@@ -109,6 +114,6 @@ def made_anew(
     for pole, record in like.poles.items():
         trait = selected[selectors[pole]]
         anew = with_dose(trait.poles[pole], record.gamma)
-        poles[pole] = replace(anew, positions=record.positions, dropout=record.dropout)
+        poles[pole] = replace(anew, dropout=record.dropout)
         made = trait.identification
     return TraitRecord(like.name, poles, made)

@@ -33,6 +33,7 @@ from npti_export.identification.answers import Progress
 from npti_export.identification.elicit import Transcript
 from npti_export.identification.measure import Row, pad_rows
 from npti_export.identification.processes import first_does
+from npti_export.identification.selector import FIRST_TOKEN_TOO
 from npti_export.steering.sites import decoder_layers
 from npti_export.steering.thinking import Thinking
 from npti_export.traits import Pole
@@ -84,8 +85,7 @@ def fit_way(
 ) -> TraitRecord:
     """The trait with the vectors of both poles fitted, each to its own pole's answers; by another method, as it is.
 
-    γ is 1 then, and the positions are those that it was fitted at. Where several processes share the work the first one
-    fits, and all get what it found.
+    γ is 1 then. Where several processes share the work the first one fits, and all get what it found.
 
     Args:
         model: The model that gave the answers, unsteered.
@@ -101,32 +101,43 @@ def fit_way(
     if not _is_fitted(way):
         return way
     thinking = Thinking.of(tokenizer)
-    # Thinking is not moved, and where a model thinks that comes right behind the prompt.
-    positions = "answer" if thinking else "last_prompt+generated"
     poles = {}
     for pole, record in way.poles.items():
-        rows = [behind_question(said, tokenizer, thinking) for said in transcripts if said.pole is pole]
+        own = [said for said in transcripts if said.pole is pole]
+        rows = [behind_question(said, tokenizer, thinking, record.positions == FIRST_TOKEN_TOO) for said in own]
         start = record.residual
         assert start is not None  # the method has one
 
         def fitted(rows: list[Row] = rows, start: ResidualShift = start) -> ResidualShift:
             return fit_residual(model, rows, start, batch_size, progress)
 
-        poles[pole] = replace(record, gamma=1.0, residual=first_does(fitted), positions=positions)
+        poles[pole] = replace(record, gamma=1.0, residual=first_does(fitted))
     return replace(way, poles=poles)
 
 
-def behind_question(said: Transcript, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None) -> Row:
+def behind_question(
+    said: Transcript, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None, first_token_too: bool = True
+) -> Row:
     """An answer behind its question alone, its last token too; what counts is what the vectors are added to.
 
-    That is every token that the model wrote and was fed again, so not the last one; with the last token of the prompt
-    before them, or where a model thinks, without its thinking.
+    That is every token that the model wrote and was fed again, so not the last one, and not a reasoning model's
+    thinking.
+
+    Args:
+        said: The answer.
+        tokenizer: The model's.
+        thinking: The marks around its thinking, where it thinks.
+        first_token_too: Whether the last token of the prompt counts, behind which the answer begins.
     """
-    row = Row.of(replace(said, persona=""), tokenizer, thinking)
-    counted = [*row.counted, *[False] * len(said.token_ids[-1:])]
-    if not thinking and len(said.token_ids) > 1:  # an answer that is only an end sign says nothing
-        counted[len(counted) - len(said.token_ids) - 1] = True
-    return Row([*row.ids, *said.token_ids[-1:]], counted)
+    bare = replace(said, persona="")
+    row = Row.of(bare, tokenizer, thinking)
+    ids, counted = [*row.ids, *said.token_ids[-1:]], [*row.counted, *[False] * len(said.token_ids[-1:])]
+    prompt = len(ids) - len(said.token_ids)
+    # An answer that is only an end sign says nothing; and where the prompt opens the thinking, that begins behind it.
+    if first_token_too and len(said.token_ids) > 1:
+        thought = thinking is not None and bool(thinking.covers(torch.tensor([ids[:prompt]]))[0, -1])
+        counted[prompt - 1] = not thought
+    return Row(ids, counted)
 
 
 def fit_residual(

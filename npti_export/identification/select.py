@@ -124,7 +124,7 @@ def select(contrast: Contrast, selector: Selector) -> PoleRecord:
     )
     caps = selector.caps if selector.method == NPTI else "none"
     residual = _residual(contrast, selector) if selector.method in HAS_RESIDUAL else None
-    return PoleRecord(neurons, gamma, method, caps=caps, residual=residual)
+    return PoleRecord(neurons, gamma, method, caps=caps, positions=selector.steered_positions, residual=residual)
 
 
 def choose(

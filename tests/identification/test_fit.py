@@ -228,8 +228,13 @@ def test_what_is_moved_is_the_last_of_the_prompt_and_what_was_written_and_fed_ag
 
 
 def test_thinking_is_not_moved(written: list[Transcript]) -> None:
-    thinking = Thinking(begin=5, end=6)
-    said = replace(written[0], token_ids=(5, 9, 9, 6, 7, 8, 3))
+    prompt = prompt_ids(Prompt(written[0].question), TOKENIZER)
+    begin, end, *_ = (token for token in range(100) if token not in prompt)
+    thinking = Thinking(begin, end)
+    said = replace(written[0], token_ids=(begin, 9, 9, end, 7, 8, 3))
     row = behind_question(said, TOKENIZER, thinking)
-    assert row.counted[-7:] == [False, False, False, True, True, True, False]
-    assert not any(row.counted[:-7])
+    assert row.counted[-8:] == [True, False, False, False, True, True, True, False]
+    assert not any(row.counted[:-8])
+    assert not any(behind_question(said, TOKENIZER, thinking, first_token_too=False).counted[:-7])
+    opened = Thinking(prompt[-1], end)
+    assert not any(behind_question(said, TOKENIZER, opened).counted[:-4])

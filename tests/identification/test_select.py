@@ -221,6 +221,16 @@ def test_auto_tries_every_method_and_the_others_their_own() -> None:
     assert methods(Selector("auto"), has_stream=False) == ["npti"] * 3 + ["mean-shift"] * 2
     assert methods(Selector("residual"), has_stream=False) == ["residual"] * 4  # which then says why it cannot
     assert ways_to_try(Selector("mean-shift", max_neurons=9), 8) == [[Selector("mean-shift", max_neurons=9)]]
+    # The poles of an adapter must agree on positions: auto tries all at those of fitted vectors.
+    assert {way.steered_positions for ways in ways_to_try(Selector("auto"), 8) for way in ways} == {
+        "last_prompt+generated"
+    }
+    assert [way.steered_positions for way in (Selector(), Selector("hybrid"), Selector("fitted"))] == [
+        "generated",
+        "generated",
+        "last_prompt+generated",
+    ]
+    assert Selector("fitted", positions="generated").steered_positions == "generated"
     assert methods(Selector("hybrid", layers=(2, 3))) == ["hybrid"] * 2
     thresholds = [way.min_difference for [way] in ways_to_try(Selector(min_difference=0.6), 8)]
     assert thresholds == [0.6, 0.6, 1.0]
