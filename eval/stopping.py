@@ -3,7 +3,7 @@
     python eval/stopping.py
 
 on npti-demo, or `--model` with `--output`. Writes stopping.md, stopping.json and stopping.png into eval/results/, and
-takes about ten minutes for five traits on two cores.
+takes about twenty minutes for five traits on two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from npti_export.evaluation.intervals import Estimate, bootstrap_mean
 from npti_export.evaluation.judges.local_judge import LocalJudge
 from npti_export.evaluation.protocol import EVALUATION_DECODING
 from npti_export.identification.files import TraitFiles
+from npti_export.identification.fit import fit_ways, most_fitted
 from npti_export.identification.reliability import Reliability
 from npti_export.identification.selection import run_selects
 from npti_export.identification.selector import Selector
@@ -35,9 +36,13 @@ from npti_export.traits.material import shipped_questions
 
 SIZES = (36, 100, 378)
 """Questions a pole: about where a run may stop first, the default limit, and all that are not held back."""
-SELECTORS = {"npti": (Selector(caps="none"), 0.7), "residual": (Selector("residual"), 1.4)}
-"""Rules whose effect is compared, the paper's and the one that methods.md finds best, each at its largest dose within a
-perplexity ratio of 1.5 on npti-demo. Without caps, which cost more than that at any dose."""
+SELECTORS = {
+    "npti": (Selector(caps="none"), 0.7),
+    "residual": (Selector("residual"), 1.4),
+    "fitted": (Selector("fitted"), 1.4),
+}
+"""Rules whose effect is compared: the paper's (without caps, which cost more than 1.5 times the perplexity on npti-demo at
+any dose), the difference of the means, and the one that methods.md finds best."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ def measure_trait(
             material = plan_traits([name], max_questions=size)[name]
             with loading.stage(f"{name}: {size} questions", 2 * len(material.planned)) as progress:
                 transcripts, statistics, measured = run_elicit_and_measure(work, files, material, 1.0, progress)
-            selectors = [selector for selector, _ in SELECTORS.values()]
-            records = run_selects(name, statistics, measured, [selectors])[0]
+            selected = run_selects(name, statistics, measured, [[selector for selector, _ in SELECTORS.values()]])
+            with loading.stage(f"{name}: fit vectors", most_fitted(selected, len(transcripts))) as progress:
+                [records] = fit_ways(model, tokenizer, selected, transcripts, batch_size, progress)
             chosen[measured.curve[-1].questions] = dict(zip(SELECTORS, records, strict=True))
     questions = shipped_questions(name, "test")
     texts = [question.text for question in questions[:: max(1, len(questions) // test_questions)]][:test_questions]

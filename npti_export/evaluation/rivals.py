@@ -22,7 +22,6 @@ from npti_export.identification.selection import Statistics, run_select, run_sel
 from npti_export.identification.selector import FIRST_TOKEN_TOO, Selector, ways_to_try
 from npti_export.traits.material import Question
 
-
 PEERS = Selector(RESIDUAL, positions=FIRST_TOKEN_TOO)
 
 
