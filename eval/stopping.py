@@ -41,8 +41,8 @@ SELECTORS = {
     "residual": (Selector("residual"), 1.4),
     "fitted": (Selector("fitted"), 1.4),
 }
-"""Rules whose effect is compared: the paper's (without caps, which cost more than 1.5 times the perplexity on npti-demo at
-any dose), the difference of the means, and the one that methods.md finds best."""
+"""Rules whose effect is compared: the paper's (without caps, which cost more than 1.5 times the perplexity on npti-demo
+at any dose), the difference of the means, and the one that methods.md finds best."""
 
 
 @dataclass(frozen=True)
