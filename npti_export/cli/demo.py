@@ -44,25 +44,31 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
     from npti_export.cli.eval import print_evaluation
     from npti_export.cli.generate import side_by_side
     from npti_export.evaluation.answering import Asker
+    from npti_export.evaluation.dose.calibration import way_name
     from npti_export.evaluation.judges.local_judge import LocalJudge
     from npti_export.evaluation.methods import Rivals, methods_of
     from npti_export.evaluation.protocol import EVALUATION_DECODING
     from npti_export.evaluation.side_by_side import Exam, Subject, evaluate
     from npti_export.identification.answers import Prompt, generate_answers
     from npti_export.identification.elicit import read_transcripts
+    from npti_export.identification.selector import AUTO, Selector
     from npti_export.pipeline import identify, transcripts_file
     from npti_export.steering.personality import load_personality
     from npti_export.traits import PersonalitySpec, Pole, Term, trait_named
     from npti_export.traits.material import shipped_personas, shipped_questions
 
     stage = partial(loading.stage, quiet=quiet)
-    click.echo(f"1. Find the neurons of {trait}: up to {QUESTIONS} questions at each pole, answered in character.")
+    click.echo(
+        f"1. Find the neurons of {trait}, and what steers it best (--method auto): up to {QUESTIONS} questions at each "
+        "pole, answered in character."
+    )
     found = identify(
         model,
         tokenizer,
         trait,
         folder,
         max_questions=QUESTIONS,
+        selector=Selector(AUTO),
         seed=seed,
         stage=stage,
         warn=lambda message: loading.notice(f"Note: {message}", quiet),
@@ -72,7 +78,8 @@ def _run(trait: str, folder: Path, seed: int, quiet: bool) -> None:
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     click.echo(f"   Split-half reliability of delta {reliability:.3f}; judge's AUC {found.auc[trait]:.3f}.")
     for pole, of_pole in record.poles.items():
-        click.echo(f"   {trait}{pole.sign}: {len(of_pole.neurons)} neurons, gamma {of_pole.gamma:g}.")
+        moved = f"{way_name(of_pole)}, gamma {of_pole.gamma:g}"
+        click.echo(f"   {trait}{pole.sign}: {len(of_pole.neurons)} neurons found; steered by {moved}.")
     click.echo(f"   Adapter: {size:,} bytes, no weights.")
 
     click.echo("2. Load it, talk, switch, and switch back.")
