@@ -71,6 +71,7 @@ def selector_of(record: PoleRecord) -> Selector:
     """What chose the neurons of a pole, so that they can be chosen again from other statistics.
 
     >>> from npti_export.adapter.find import bundled_folder
+    >>> from npti_export.traits import Pole
     >>> adapter = PersonalityAdapter.from_pretrained(bundled_folder())
     >>> record = adapter.traits["openness"].poles[Pole.HIGH]
     >>> selector_of(record).method == record.method.name
