@@ -51,7 +51,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy npti_export
 
-model: setup  ## trains npti-demo anew and measures it, about an hour
+model: setup  ## trains an npti-demo from nothing and measures it, about an hour; docs/demo_model.md tells how the one that ships was made
 	$(BIN)/python -m npti_export.demo.train
 	$(BIN)/python -m npti_export.demo.report
 

@@ -48,7 +48,9 @@ the method of each pole on 30 questions held back (`--method auto`), its dose on
 (as `npti-export calibrate` finds it), and the 92 test questions of each trait, which none of these saw. Effect: score
 minus that of the unsteered model, in the pole's direction. The placebo moves as many random neurons of the same layers
 by the same shifts, and adds as long a random vector behind the same layers. Decoding is greedy with repetition penalty
-1.15. All methods side by side, with fewer questions: [demo/report.md](demo/report.md).
+1.15. The judge learned from the answers of identification, which `fitted` vectors were fitted to; a judge of other
+answers finds as much ([methods.md](methods.md)). All methods side by side, with fewer questions:
+[demo/report.md](demo/report.md).
 
 """
 SHOWN = (UNSTEERED, ADAPTER, PLACEBO, PERSONA)

@@ -171,7 +171,7 @@ def identify(
         if done is None:
             if steps := most_fitted(ways, len(answers)):
                 with stage(f"{name}: fit vectors to the answers", steps) as progress:
-                    ways = fit_ways(model, tokenizer, ways, answers, batch_size, progress)
+                    ways = fit_ways(model, tokenizer, ways, answers, batch_size, progress, warn)
             if calibrated:
                 calibration = _find_dose(work, ways, planned.held_back, judge, decoding, stage)
             else:
@@ -179,6 +179,7 @@ def identify(
             adapter = first_does(partial(write_traits, folder, work.base_model, names, [calibration.trait]))
             done = first_does(partial(write_done, files, made_with, calibration))
         reasons[name] = done
+    warn_of_positions(adapter, warn)
     return Identified(adapter, folder, auc, measurements, reasons)
 
 
@@ -295,6 +296,24 @@ def warn_of_answers(name: str, auc: float, measured: Measurement, warn: Callable
         warn(
             f"{name}: {len(few)} experts had fewer than {MIN_EXPERT_TOKENS} tokens at a pole, so their neurons were "
             f"left out (layer:expert {named}{more}); more questions reach more of them."
+        )
+
+
+def warn_of_positions(adapter: PersonalityAdapter, warn: Callable[[str], None]) -> None:
+    """Says so where poles of an adapter steer at other positions, which are not steered together as they stand."""
+    of_poles = {
+        f"{name}{pole.sign}": pole_of.positions
+        for name, trait in adapter.traits.items()
+        for pole, pole_of in trait.poles.items()
+    }
+    if len(set(of_poles.values())) > 1:
+        named = "; ".join(
+            f"{positions}: {', '.join(name for name, its in of_poles.items() if its == positions)}"
+            for positions in dict.fromkeys(of_poles.values())
+        )
+        warn(
+            f"The poles of this adapter steer at different positions ({named}), so two of either kind are only steered "
+            "together with positions=… given to load_personality; identify all by one --method to have them agree."
         )
 
 

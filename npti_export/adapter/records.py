@@ -29,7 +29,8 @@ class Method:
     """How the neurons of a pole were chosen and how their shift is made (paper, section 3 and equation 4).
 
     Args:
-        name: Which rule chose and moves the neurons: ``npti``, the paper's, ``mean-shift``, ``residual`` or ``hybrid``.
+        name: Which rule chose and moves the neurons: ``npti``, the paper's, ``mean-shift``, ``residual``,
+            ``hybrid`` or ``fitted``.
         min_difference: Smallest delta of a chosen neuron (``npti``, and ``residual`` and ``fitted``, whose neurons are
             only there to be capped by the opposite pole).
         percentile: Which percentile of the pole's own activations is the target.

@@ -91,13 +91,13 @@ def command(
 
     from npti_export.adapter.adapter import PersonalityAdapter
     from npti_export.adapter.find import find_adapter
-    from npti_export.adapter.records import FITTED
     from npti_export.evaluation.dose.recalibration import POSITIONS, own_questions, recalibrate, write_calibration
     from npti_export.evaluation.dose.recalibration import as_json as found_as_json
     from npti_export.evaluation.dose.sweep import most_search_answers, most_sweep_answers
     from npti_export.evaluation.dose.trial import DoseBudget
     from npti_export.evaluation.judges.cost import Cost, cost_ahead
     from npti_export.evaluation.protocol import EVALUATION_DECODING
+    from npti_export.identification.elicit import read_transcripts
     from npti_export.identification.files import TraitFiles
     from npti_export.identification.fit import fit_ways, most_fitted
     from npti_export.identification.selection import read_measured, run_selects
@@ -134,17 +134,19 @@ def command(
             statistics, measured, _ = read_measured(TraitFiles(folder, name))
             has_stream = all(of_pole.stream is not None for of_pole in statistics.values())
             tried = ways_to_try(Selector(AUTO), loaded.base_model.num_layers, has_stream)
-            if not answered:  # there is nothing to fit to
-                tried = [of_list for of_list in tried if of_list[0].method != FITTED]
-            selected = run_selects(name, statistics, measured, tried)
-            with loading.stage(f"{name}: fit vectors", most_fitted(selected, len(answered)), quiet) as progress:
-                ways[name] = fit_ways(model, tokenizer, selected, answered, batch_size, progress)
+            ways[name] = run_selects(name, statistics, measured, tried)
     positions = (*POSITIONS, *(("answer",) if Thinking.of(tokenizer) else ())) if search else ()
     cost = Cost()
     for name in names:
         each = most_search_answers(ways[name], len(positions), 1) + most_sweep_answers(ways[name], 1)
         cost += cost_ahead(judges[name], questions[name], each)
     budget.check("Judging the doses", cost)
+    if search:
+        note = partial(loading.notice, quiet=quiet)
+        for name in names:
+            own_answers = read_transcripts(TraitFiles(folder, name).transcripts)
+            with loading.stage(f"{name}: fit vectors", most_fitted(ways[name], len(own_answers)), quiet) as progress:
+                ways[name] = fit_ways(model, tokenizer, ways[name], own_answers, batch_size, progress, note)
 
     target = output or folder
     found = recalibrate(

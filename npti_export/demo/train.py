@@ -30,6 +30,7 @@ from npti_export.demo.batches import POOL, Batch, Numbers, Sentences, batches_of
 from npti_export.demo.corpus import Dialogue, read_material, write_dialogues
 from npti_export.demo.muon import Muon
 from npti_export.demo.tokenizer import CONTEXT, END, PAD, VOCABULARY, read_tokenizer, train_tokenizer
+from npti_export.identification.files import file_sha256
 from npti_export.traits import TRAITS
 
 Rates = tuple[tuple[int, float], ...]
@@ -225,7 +226,8 @@ def train(steps: int, seed: int, output: Path, work: Path, start_from: Path | No
     optimizers = optimizers_of(model, readings)
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
-    start = _restore(checkpoint, learner, optimizers, seed, steps)
+    plan = [seed, steps, "" if start_from is None else file_sha256(start_from / "model.safetensors")]
+    start = _restore(checkpoint, learner, optimizers, plan)
     began, recent = time.monotonic(), {field.name: Recent() for field in fields(Losses)}
     for step in range(start, steps):
         if step == start or step % POOL == 0:
@@ -246,7 +248,7 @@ def train(steps: int, seed: int, output: Path, work: Path, start_from: Path | No
             figures = "  ".join(f"{name} {mean.mean:.3f}" for name, mean in recent.items())
             click.echo(f"step {step + 1}/{steps}  {figures}  about {left / 60:.0f} minutes left")
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            _keep(checkpoint, learner, optimizers, step + 1, seed, steps)
+            _keep(checkpoint, learner, optimizers, step + 1, plan)
     save(model, tokenizer, output)
     checkpoint.unlink(missing_ok=True)
 
@@ -276,24 +278,26 @@ def _texts(dialogue: Dialogue) -> str:
     return "\n".join([dialogue.system or "", *(f"{e.question}\n{e.answer}" for e in dialogue.exchanges)])
 
 
-def _keep(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], step: int, seed: int, steps: int) -> None:
+def _keep(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], step: int, plan: list[Any]) -> None:
     state = {
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": step,
-        "plan": [seed, steps],
+        "plan": plan,
     }
     beside = path.with_suffix(".new")
     torch.save(state, beside)
     os.replace(beside, path)
 
 
-def _restore(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], seed: int, steps: int) -> int:
+def _restore(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], plan: list[Any]) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    if state["plan"] != [seed, steps]:
-        raise click.ClickException(f"{path} belongs to another seed or number of steps; remove it to start anew.")
+    if state["plan"] != plan:
+        raise click.ClickException(
+            f"{path} belongs to another seed, number of steps or model to start from; remove it to start anew."
+        )
     model.load_state_dict(state["model"])
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(kept)

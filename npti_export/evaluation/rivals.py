@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from npti_export.adapter.adapter import PersonalityAdapter
 from npti_export.adapter.base_model import BaseModel
-from npti_export.adapter.records import MOVES_BY_MEAN, RESIDUAL, PoleRecord, TraitRecord
+from npti_export.adapter.records import FITTED, MOVES_BY_MEAN, RESIDUAL, PoleRecord, TraitRecord
 from npti_export.evaluation.dose.calibration import calibrate, most_answers
 from npti_export.evaluation.dose.trial import with_dose
 from npti_export.evaluation.judges.local_judge import LocalJudge
@@ -85,7 +85,8 @@ def selector_of(record: PoleRecord) -> Selector:
         method.min_effect_size if method.name in MOVES_BY_MEAN else None,
         residual_layers=None if record.residual is None else tuple(record.residual.layer.tolist()),
         caps=record.caps,
-        positions=record.positions,
+        # Vectors are fitted with the first token, wherever they are added afterwards.
+        positions=None if method.name == FITTED else record.positions,
     )
 
 
@@ -114,6 +115,6 @@ def made_anew(
     for pole, record in like.poles.items():
         trait = selected[selectors[pole]]
         anew = with_dose(trait.poles[pole], record.gamma)
-        poles[pole] = replace(anew, dropout=record.dropout)
+        poles[pole] = replace(anew, positions=record.positions, dropout=record.dropout)
         made = trait.identification
     return TraitRecord(like.name, poles, made)

@@ -6,9 +6,9 @@ pole's own answers, behind the prompt without its persona, added as the runtime 
 prompt, which decides how an answer begins, and to the tokens that the model wrote. No weight of the model changes; an
 adapter holds the vectors as it holds those of ``residual``.
 
-Measured on npti-demo: what an answer begins with decides most of the rest. With the last token of the prompt the
-vectors move neuroticism by .31 and .29, where the persona in the prompt moves it by .28 and .25; without it, by .07 and
-.18.
+Measured on npti-demo (46 questions, γ 1.5): what an answer begins with decides most of the rest. With the last token of
+the prompt the vectors move neuroticism by .31 and .29, where the persona in the prompt moves it by .28 and .25; without
+it, by .07 and .18.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def fit_ways(
     transcripts: Sequence[Transcript],
     batch_size: int = ROWS,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> list[list[TraitRecord]]:
     """The ways to steer a trait, with those by the method ``fitted`` fitted to the answers and the others as they are.
+
+    Where others stand beside it, a way that cannot be fitted is left out, and said so.
 
     Args:
         model: The model that gave the answers, unsteered.
@@ -63,11 +66,20 @@ def fit_ways(
         transcripts: Of both poles.
         batch_size: Rows of one forward at most; fewer take less memory.
         progress: Told how many more answers were gone through, of :func:`most_fitted` at most.
+        warn: Told of what is left out.
 
     Raises:
-        NptiError: If the model gives no gradient, or one that is no finite number.
+        NptiError: If nothing else is to be tried, and there is no answer, or no gradient that is a finite number.
     """
-    return [[fit_way(model, tokenizer, way, transcripts, batch_size, progress) for way in of_list] for of_list in ways]
+    fitted: list[list[TraitRecord]] = []
+    for of_list in ways:
+        try:
+            fitted.append([fit_way(model, tokenizer, way, transcripts, batch_size, progress) for way in of_list])
+        except NptiError as error:
+            if len(ways) == 1:
+                raise
+            warn(f"{of_list[0].name}: the method fitted is left out: {error}")
+    return fitted
 
 
 def most_fitted(ways: Sequence[Sequence[TraitRecord]], answers: int) -> int:
@@ -120,8 +132,8 @@ def behind_question(
 ) -> Row:
     """An answer behind its question alone, its last token too; what counts is what the vectors are added to.
 
-    That is every token that the model wrote and was fed again, so not the last one, and not a reasoning model's
-    thinking.
+    That is every token that the model wrote and was fed again, so not the last one. A reasoning model's thinking does
+    not count: steer such a model at positions ``answer``, since at others its thinking is steered as well.
 
     Args:
         said: The answer.
@@ -184,12 +196,15 @@ def fit_residual(
                 for at in range(0, len(step), batch_size):
                     ids, steered = pad_rows(step[at : at + batch_size])
                     steer(steered)
-                    _backward(_nll(model, ids.to(model.device), steered) / tokens)
-                if not all(vector.grad is not None and bool(vector.grad.isfinite().all()) for vector in directions):
-                    raise NptiError(
-                        "The gradient that vectors are fitted by is no finite number; load the model in another "
-                        "--dtype, or take another --method."
-                    )
+                    _backward(_nll(model, ids.to(model.device), steered))
+                for direction in directions:
+                    assert direction.grad is not None
+                    direction.grad /= tokens  # here and not before: in float16 small numbers would be lost on the way
+                    if not bool(direction.grad.isfinite().all()) or not bool(direction.grad.any()):
+                        raise NptiError(
+                            "The gradient that vectors are fitted by is no finite number, or 0; load the model in "
+                            "another --dtype, or take another --method."
+                        )
                 optimiser.step()
                 falling.step()
                 if progress:
@@ -215,7 +230,9 @@ def _backward(loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
-            raise
+            raise NptiError(
+                "The memory does not hold the gradient that vectors are fitted by; take a smaller --batch-size."
+            ) from error
         raise NptiError(
             f"Vectors are fitted by a gradient, and this model gives none ({str(error).splitlines()[0]}); load it "
             "without quantised weights, or take another --method."

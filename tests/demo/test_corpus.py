@@ -82,6 +82,7 @@ def test_questions_and_personas_of_the_measurement_are_not_in_training() -> None
 
 
 def test_there_are_twenty_thousand_distinct_questions_and_answers_seldom_repeat() -> None:
+    # A pair asks the same twice, so questions are drawn 25,000 times in so many pairs.
     rng = random.Random(8)
     pairs = [write_pair(MATERIAL, rng) for _ in range(25_000)]
     assert len({exchange.question for pair in pairs for dialogue in pair for exchange in dialogue.exchanges}) > 20_000

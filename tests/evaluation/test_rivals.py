@@ -73,9 +73,12 @@ def test_made_anew_from_the_same_statistics_it_is_the_same(selector: Selector, m
 
     def fit(trait: TraitRecord) -> TraitRecord:
         fitted.append(trait)
-        return trait
+        assert trait.identification is not None
+        return replace(trait, identification=replace(trait.identification, seed=77))
 
     anew = made_anew(like, statistics, measurement, fit)
+    assert anew.identification is not None
+    assert anew.identification.seed == 77
     assert len(fitted) == len({selector_of(record) for record in like.poles.values()})
     for pole, record in like.poles.items():
         made = anew.poles[pole]

@@ -212,6 +212,14 @@ def test_a_model_without_a_gradient_is_refused_by_name(start: TraitRecord, writt
     model.model.norm.register_forward_hook(lambda _module, _arguments, output: OneWay.apply(output))
     with pytest.raises(NptiError, match="Vectors are fitted by a gradient, and this model gives none"):
         fit_way(model, TOKENIZER, start, written)
+    with pytest.raises(NptiError, match="this model gives none"):
+        fit_ways(model, TOKENIZER, [[start]], written)
+    by_mean = {p: replace(record, method=replace(record.method, name="residual")) for p, record in start.poles.items()}
+    other = replace(start, poles=by_mean)
+    said: list[str] = []
+    assert fit_ways(model, TOKENIZER, [[other], [start]], written, warn=said.append) == [[other]]
+    assert len(said) == 1
+    assert said[0].startswith("openness: the method fitted is left out: Vectors are fitted by a gradient")
     assert all(weight.requires_grad for weight in model.parameters())
 
 
