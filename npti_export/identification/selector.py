@@ -31,8 +31,8 @@ decides, and the one that ``hybrid`` takes. Measured at the same cost: on a 5.9 
 the larger effect on two of three traits, the half on one; on npti-demo they are alike up to a perplexity ratio of 1.3,
 and from there on the half has more (eval/results/methods.md)."""
 MOST_LAYERS = 4
-"""Layers that ``residual`` and ``hybrid`` are tried behind, and ``fitted`` vectors added behind, in the middle of as many
-equal stretches."""
+"""Layers that ``residual`` and ``hybrid`` are tried behind, and ``fitted`` vectors added behind, in the middle of as
+many equal stretches."""
 USUAL_LAYER = 3
 """The layer behind which a residual is added where no measurement decides: at a third of the depth. Measured on that
 model, layer 2 of 6 was the best; on npti-demo layer 1 of 4, at every cost."""

@@ -34,8 +34,8 @@ from npti_export.traits.material import Question
 DOSES = (0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 """Values of γ that are tried with equation 4; the paper's own is 1.4. Seven are halved in three steps."""
 DOSES_BY_MEAN = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-"""The same where γ is a multiple of the difference of the poles' means, or of fitted vectors; 2 to 3 on neurons and 1 to
-2 on the residual stream were best on a 5.9 M-parameter chat model, about 2 of fitted vectors on npti-demo."""
+"""The same where γ is a multiple of the difference of the poles' means, or of fitted vectors; 2 to 3 on neurons and 1
+to 2 on the residual stream were best on a 5.9 M-parameter chat model, about 2 of fitted vectors on npti-demo."""
 
 
 @dataclass(frozen=True)
