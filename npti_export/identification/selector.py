@@ -112,8 +112,8 @@ class Selector:
         """
         if self.method == AUTO:
             raise NptiError(
-                "The method auto is chosen by measuring doses, which --no-calibrate (calibrated=False) leaves out; "
-                f"leave that out, or choose {', '.join(METHODS[:-1])} or {METHODS[-1]}."
+                "The method auto is chosen by measuring doses, which --no-calibrate leaves out; leave that out, or "
+                f"choose {', '.join(METHODS[:-1])} or {METHODS[-1]}."
             )
 
     def residual_behind(self, num_layers: int) -> list[int]:
