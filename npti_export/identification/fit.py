@@ -18,6 +18,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,11 +120,8 @@ def fit_way(
         rows = [behind_question(said, tokenizer, thinking, record.positions == FIRST_TOKEN_TOO) for said in own]
         start = record.residual
         assert start is not None  # the method has one
-
-        def fitted(rows: list[Row] = rows, start: ResidualShift = start) -> ResidualShift:
-            return fit_residual(model, rows, start, batch_size, progress)
-
-        poles[pole] = replace(record, gamma=1.0, residual=first_does(fitted))
+        residual = first_does(partial(fit_residual, model, rows, start, batch_size, progress))
+        poles[pole] = replace(record, gamma=1.0, residual=residual)
     return replace(way, poles=poles)
 
 
